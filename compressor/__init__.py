@@ -1,0 +1,1 @@
+"""Compression of context: types, pipeline, compressors, models."""

@@ -1,0 +1,274 @@
+"""The bases of all compressors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from kompakt.compressor.budget import Candidates, closures, select
+from kompakt.compressor.errors import BudgetError, InputError, ValidityError
+from kompakt.compressor.models.tokenizers import Tokenizer, load_tokenizer
+from kompakt.compressor.results import fits, from_fragments, joined_text, to_part
+from kompakt.compressor.types import (
+    Budget,
+    Compressed,
+    Document,
+    DocumentLike,
+    Form,
+    StageTrace,
+    State,
+    as_documents,
+    require_unicode,
+)
+from kompakt.compressor.units.render import Fragment, longest_mark, render
+from kompakt.compressor.units.segment import segment
+from kompakt.compressor.units.sentences import ProseSplitter, split_sentences, split_words
+from kompakt.compressor.units.unit import Layout, Units
+from kompakt.compressor.validity import check
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to compress.
+
+    Args:
+        documents: What to make smaller.
+        budget: How much may remain.
+        tokenizer: Whose tokens the budget counts.
+        query: The question or task that the result is for; None if unknown.
+        state: What the previous call of a sequential compressor returned.
+        mark_omissions: Whether to write a mark wherever prose, log lines or table rows are left out.
+        is_soft: Whether the compressor may stop above the budget once nothing redundant is left; a later stage
+            enforces it.
+    """
+
+    documents: tuple[Document, ...]
+    budget: Budget
+    tokenizer: Tokenizer
+    query: str | None = None
+    state: State | None = None
+    mark_omissions: bool = False
+    is_soft: bool = False
+
+
+class Compressor(ABC):
+    """Context in, smaller context out.
+
+    The class attributes describe a compressor to the planner and the store; nothing branches on its name.
+
+    Attributes:
+        name: Its registry name.
+        emits: The form of its output.
+        locality: ``segment`` (each segment alone), ``sequential`` (state is carried) or ``global``.
+        uses_query: Whether the result depends on the query.
+        removes: ``redundancy`` (repeats, whatever the budget) or ``content`` (down to the budget).
+    """
+
+    name: ClassVar[str]
+    emits: ClassVar[Form] = "text"
+    locality: ClassVar[Literal["segment", "sequential", "global"]] = "global"
+    uses_query: ClassVar[bool] = True
+    removes: ClassVar[Literal["redundancy", "content"]] = "content"
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the decoder that can read the output; ``any`` for text."""
+        return "any"
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The options it was made with, as they are written to a configuration file."""
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what it does: name, options, and the weights of its model."""
+        identity = [type(self).__module__, self.name, self.options, self.weights_fingerprint]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """SHA-256 of the model's files; empty for a compressor without a model."""
+        return ""
+
+    @abstractmethod
+    def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
+        """Compress several requests; results come in the order of the requests.
+
+        Raises:
+            BudgetError: If a budget cannot hold what it must.
+            KompaktError: Whatever else stands in the way; no request is silently left as it is.
+        """
+
+    def compress(
+        self,
+        documents: DocumentLike | Sequence[DocumentLike],
+        *,
+        query: str | None = None,
+        max_tokens: int | None = None,
+        keep: float | None = None,
+        tokenizer: str | Tokenizer | None = None,
+        state: State | None = None,
+    ) -> Compressed:
+        """Compress one context: the batch of one.
+
+        Args:
+            documents: A text, a document, or several.
+            query: The question or task that the result is for.
+            max_tokens: The most tokens that may remain.
+            keep: The fraction of tokens that may remain; give this or ``max_tokens``.
+            tokenizer: Whose tokens are counted: a name, a folder or a tokenizer.
+            state: What the previous call of a sequential compressor returned.
+
+        Raises:
+            KompaktError: If the input, the budget or the model cannot be used.
+        """
+        request = make_request(
+            documents, query=query, budget=Budget(max_tokens, keep), tokenizer=tokenizer, state=state
+        )
+        return self.compress_batch([request])[0]
+
+
+def make_request(
+    documents: DocumentLike | Sequence[DocumentLike],
+    *,
+    budget: Budget,
+    query: str | None = None,
+    tokenizer: str | Tokenizer | None = None,
+    state: State | None = None,
+    mark_omissions: bool = False,
+) -> Request:
+    """Check what a caller passed and make a request of it.
+
+    Raises:
+        InputError: If documents or query cannot be used.
+        ModelNotFoundError: If the tokenizer is not on this machine.
+    """
+    if query is not None:
+        if not isinstance(query, str):
+            raise InputError(f"query must be str or None, got {type(query).__name__}")
+        require_unicode(query, "the query")
+    cleaned = query if query and query.strip() else None
+    return Request(as_documents(documents), budget, load_tokenizer(tokenizer), cleaned, state, mark_omissions)
+
+
+class ScoringCompressor(Compressor):
+    """A text compressor whose author writes ``score`` alone.
+
+    This class cuts documents into units, ranks them, selects under the budget, writes what was kept in source order
+    and checks the result.
+    """
+
+    @abstractmethod
+    def score(self, units: Units, query: str | None) -> Sequence[float]:
+        """Return a finite score for each unit; units with higher scores are kept first.
+
+        Scores must not depend on the budget.
+
+        Args:
+            units: The units of one request, with their documents.
+            query: The question, or None.
+        """
+
+    def rank(self, units: Units, scores: Sequence[float], query: str | None) -> list[int]:
+        """Return the units' indices, best first; by default by score, earlier ones first among equals."""
+        return sorted(range(len(units)), key=lambda index: (-scores[index], index))
+
+    def prose_splitter(self, request: Request) -> ProseSplitter:
+        """Return how running text is cut; by default into sentences."""
+        return split_sentences
+
+    def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
+        """Compress several requests; see ``Compressor.compress_batch``."""
+        return [self._compress(request) for request in requests]
+
+    def _compress(self, request: Request) -> Compressed:
+        began = time.perf_counter()
+        tokens_before = request.tokenizer.count(joined_text(request.documents))
+        max_tokens = request.budget.resolve(tokens_before)
+        if tokens_before <= max_tokens:
+            return fits(request.documents, tokens_before, self.name, time.perf_counter() - began)
+        if max_tokens < 1:
+            raise BudgetError(
+                f"keep={request.budget.keep} of {tokens_before} tokens leaves no token; raise keep or give max_tokens"
+            )
+        fragments = self._select(request, tokens_before, max_tokens)
+        result = from_fragments(request.documents, fragments, request.tokenizer, tokens_before)
+        check(result)
+        trace = StageTrace(self.name, time.perf_counter() - began, tokens_before, result.tokens_after)
+        return dataclasses.replace(result, trace=(trace,))
+
+    def _select(self, request: Request, tokens_before: int, max_tokens: int) -> list[list[Fragment]]:
+        # words are the last resort of a budget that holds no whole unit
+        for splitter in (self.prose_splitter(request), split_words):
+            units = segment(request.documents, prose=splitter)
+            kept = self.choose(units, request, tokens_before, max_tokens)
+            fragments = render(units, kept, mark_omissions=request.mark_omissions)
+            if any(fragments):
+                return fragments
+        raise BudgetError(
+            f"{max_tokens} tokens hold not even the smallest piece of the input that can stand alone; "
+            f"the input has {tokens_before} tokens"
+        )
+
+    def choose(self, units: Units, request: Request, tokens_before: int, max_tokens: int) -> frozenset[int]:
+        """Return the indices of the units to keep, at most ``max_tokens`` tokens of them unless the request is soft."""
+        scores = [float(score) for score in self.score(units, request.query)]
+        if len(scores) != len(units) or not all(map(math.isfinite, scores)):
+            raise ValidityError(
+                f"{self.name} must give one finite score a unit: {len(units)} units, {len(scores)} scores"
+            )
+        needs = closures(units)
+        protected = (needs[index] for index, unit in enumerate(units) if unit.protected)
+        candidates = Candidates(
+            order=self.rank(units, scores, request.query),
+            costs=costs(units, request.tokenizer, tokens_before),
+            needs=needs,
+            protected=frozenset().union(*protected),
+        )
+
+        def count(kept: frozenset[int]) -> int:
+            fragments = render(units, kept, mark_omissions=request.mark_omissions)
+            return request.tokenizer.count(to_part(fragments).text)
+
+        return select(candidates, max_tokens, count)
+
+
+def costs(units: Units, tokenizer: Tokenizer, n_tokens: int) -> list[float]:
+    """Estimate the tokens that each unit adds, scaled so that all of them together cost what the input costs.
+
+    Args:
+        units: The units.
+        tokenizer: Whose tokens are counted.
+        n_tokens: Tokens of the input as a whole.
+    """
+    children = units.children()
+    heads, tails = zip(*_written(units, children), strict=True)
+    counted = tokenizer.count_batch([*heads, *tails])
+    plain = [head + tail for head, tail in zip(counted[: len(units)], counted[len(units) :], strict=True)]
+    scale = n_tokens / max(1, sum(plain))
+    marks = tokenizer.count_batch([longest_mark(unit, len(children.get(i, ()))) for i, unit in enumerate(units)])
+    return [scale * cost + mark for cost, mark in zip(plain, marks, strict=True)]
+
+
+def _written(units: Units, children: dict[int | None, list[int]]) -> list[tuple[str, str]]:
+    """Return each unit's head, with the comma and white space that join it to its JSON siblings, and its tail."""
+    begins = {index: unit.start for index, unit in enumerate(units)}
+    for parent, members in children.items():
+        if parent is not None and units[parent].layout in (Layout.JSON_ARRAY, Layout.JSON_OBJECT):
+            ends = [units[parent].head_end, *(units[member].end for member in members)]
+            begins.update(zip(members, ends, strict=False))
+    texts = [document.text for document in units.documents]
+    return [
+        (texts[unit.document][begins[index] : unit.head_end], texts[unit.document][unit.tail_start : unit.end])
+        for index, unit in enumerate(units)
+    ]

@@ -1,0 +1,105 @@
+"""Selection under a budget: the ceiling is hard, the budget is used, and more budget never keeps less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kompakt.compressor.errors import BudgetError
+from kompakt.compressor.units.unit import Unit
+
+_FINE_STEPS = 500
+"""Below this many tokens every nominal budget is tried; above it, one in every 0.2 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The units of a request as the selection sees them.
+
+    Args:
+        order: Indices of the units, best first. It must not depend on the budget.
+        costs: Tokens that each unit adds, by index.
+        needs: For each unit, the indices that must stand with it, itself included.
+        protected: Indices that must be kept.
+    """
+
+    order: Sequence[int]
+    costs: Sequence[float]
+    needs: Sequence[frozenset[int]]
+    protected: frozenset[int]
+
+
+def closures(units: Sequence[Unit]) -> list[frozenset[int]]:
+    """Return for each unit the units that must stand with it: parents and whatever it requires, transitively."""
+    done: list[frozenset[int]] = []
+    for index, unit in enumerate(units):
+        found = {index}
+        links = [*unit.requires, *([] if unit.parent is None else [unit.parent])]
+        while links:
+            link = links.pop()
+            if link in found:
+                continue
+            if link < index:
+                found |= done[link]
+            else:
+                found.add(link)
+                links.extend(units[link].requires)
+        done.append(frozenset(found))
+    return done
+
+
+def fill(candidates: Candidates, budget: float) -> frozenset[int]:
+    """Keep units in order of rank, passing over those that no longer fit.
+
+    A larger budget never keeps less: where two budgets first differ, the smaller passed over a unit because its
+    total would have exceeded that budget, and the larger has kept it.
+    """
+    kept = set(candidates.protected)
+    used = sum(candidates.costs[index] for index in kept)
+    for index in candidates.order:
+        if index in kept:
+            continue
+        added = candidates.needs[index] - kept
+        cost = sum(candidates.costs[need] for need in added)
+        if used + cost <= budget:
+            kept |= added
+            used += cost
+    return frozenset(kept)
+
+
+def select(candidates: Candidates, max_tokens: int, count: Callable[[frozenset[int]], int]) -> frozenset[int]:
+    """Choose what to keep so that the counted result is at most ``max_tokens``.
+
+    Costs are estimates, since tokens can merge across the seams of units. The result is therefore counted, and if
+    it is over, the next smaller nominal budget is tried.
+
+    Args:
+        candidates: The units.
+        max_tokens: The ceiling.
+        count: Returns the exact number of tokens of a selection as it would be written.
+
+    Raises:
+        BudgetError: If the protected units alone exceed the ceiling.
+    """
+    nominal = max_tokens
+    while nominal > 0:
+        kept = fill(candidates, nominal)
+        excess = count(kept) - max_tokens if kept else 0
+        if excess <= 0:
+            return kept
+        if kept == candidates.protected:
+            break
+        nominal = _next_nominal(nominal, excess)
+    protected_tokens = count(candidates.protected) if candidates.protected else 0
+    if protected_tokens > max_tokens:
+        raise BudgetError(
+            f"the protected content needs {protected_tokens} tokens, the budget is {max_tokens}; "
+            f"raise it to at least {protected_tokens} or protect less"
+        )
+    return candidates.protected
+
+
+def _next_nominal(nominal: int, excess: int) -> int:
+    """Return a smaller nominal budget, off a grid that does not depend on the ceiling, so that results nest."""
+    step = max(1, nominal // _FINE_STEPS)
+    return (nominal - max(1, excess // 4)) // step * step if step > 1 else nominal - max(1, excess // 4)

@@ -1,0 +1,234 @@
+"""Several compressors in a row, with one budget over all of them and one rule for failures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from kompakt.compressor.base import Compressor, Request, make_request
+from kompakt.compressor.errors import (
+    BudgetError,
+    CompressionError,
+    ConfigError,
+    InputError,
+    MissingExtraError,
+    ModelNotFoundError,
+)
+from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, Tokenizer
+from kompakt.compressor.registry import load
+from kompakt.compressor.results import fits, joined_text, traced_back, unchanged
+from kompakt.compressor.types import Budget, Compressed, DocumentLike, Outcome, State, Status
+from kompakt.compressor.validity import check
+
+_LOG = logging.getLogger(__name__)
+
+OnError = Literal["pass_through", "raise"]
+
+# the caller's to mend: passing the input through would hide it
+_CALLERS_FAULT = (BudgetError, ConfigError, InputError, MissingExtraError, ModelNotFoundError)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One compressor of a pipeline.
+
+    Args:
+        compressor: What it does.
+        share: Its part of the way from the input's size to the budget, relative to the other stages that
+            remove content. Stages that remove redundancy take none: they drop repeats and nothing else.
+    """
+
+    compressor: Compressor
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.compressor, Compressor):
+            raise ConfigError(f"a stage must be a compressor or a registry name, got {self.compressor!r}")
+        if not 0 < self.share < float("inf"):
+            raise ConfigError(f"a stage's share must be above 0, got {self.share}")
+
+
+class Pipeline(Compressor):
+    """Compressors applied one after another; itself a compressor.
+
+    The budget is split geometrically over the stages that remove content: two equal stages that are to leave a
+    quarter leave a half each. The last one meets the budget exactly.
+
+    Args:
+        stages: Compressors, registry names, or ``Stage`` objects.
+        tokenizer: Whose tokens the budgets count: a name, a folder or a tokenizer.
+        strict: Raise ``CompressionError`` where the input would be passed through.
+        on_error: ``"pass_through"`` returns the input with the reason if a stage fails; ``"raise"`` raises.
+        mark_omissions: Write a mark wherever prose, log lines or table rows are left out.
+
+    Raises:
+        ConfigError: If a stage or an option is wrong.
+    """
+
+    name: ClassVar[str] = "pipeline"
+
+    def __init__(
+        self,
+        stages: Sequence[Compressor | Stage | str],
+        *,
+        tokenizer: str | Tokenizer | None = None,
+        strict: bool = False,
+        on_error: OnError = "pass_through",
+        mark_omissions: bool = False,
+    ) -> None:
+        if isinstance(stages, (str, Compressor, Stage)) or not stages:
+            raise ConfigError(f"stages must be a list of at least one compressor, got {stages!r}")
+        if on_error not in ("pass_through", "raise"):
+            raise ConfigError(f"on_error must be 'pass_through' or 'raise', got {on_error!r}")
+        self.stages = tuple(_as_stage(stage) for stage in stages)
+        self.tokenizer = tokenizer
+        self.strict = strict
+        self.on_error = on_error
+        self.mark_omissions = mark_omissions
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Everything that decides what it does, stages included."""
+        return {
+            "stages": [(stage.compressor.fingerprint, stage.share) for stage in self.stages],
+            "mark_omissions": self.mark_omissions,
+        }
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Pipeline:
+        """Read a pipeline from a file that ``to_toml`` or a person wrote.
+
+        Raises:
+            ConfigError: If the file cannot be read or says something unknown.
+        """
+        from kompakt.compressor.config import read_pipeline
+
+        return read_pipeline(Path(path))
+
+    def to_toml(self) -> str:
+        """Return this pipeline as TOML.
+
+        Raises:
+            ConfigError: If a stage or the tokenizer has no name by which it could be found again.
+        """
+        from kompakt.compressor.config import write_pipeline
+
+        return write_pipeline(self)
+
+    def compress(
+        self,
+        documents: DocumentLike | Sequence[DocumentLike],
+        *,
+        query: str | None = None,
+        max_tokens: int | None = None,
+        keep: float | None = None,
+        tokenizer: str | Tokenizer | None = None,
+        state: State | None = None,
+    ) -> Compressed:
+        """Compress one context; see ``Compressor.compress``. Without ``tokenizer`` the pipeline's own counts."""
+        request = make_request(
+            documents,
+            query=query,
+            budget=Budget(max_tokens, keep),
+            tokenizer=tokenizer or self.tokenizer or DEFAULT_TOKENIZER,
+            state=state,
+            mark_omissions=self.mark_omissions,
+        )
+        return self.compress_batch([request])[0]
+
+    def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
+        """Compress several requests, each stage over all of them at once.
+
+        Raises:
+            BudgetError: If a budget cannot hold what it must.
+            CompressionError: If ``strict`` and a stage failed.
+            KompaktError: If the configuration is at fault: a missing model, extra or option.
+        """
+        runs = [_Run(request) for request in requests]
+        for position, stage in enumerate(self.stages):
+            active = [run for run in runs if run.done is None]
+            self._run_stage(stage.compressor, [(run, run.next_request(self.stages, position)) for run in active])
+        return [run.result() for run in runs]
+
+    def _run_stage(self, compressor: Compressor, jobs: Sequence[tuple[_Run, Request]]) -> None:
+        try:
+            for (run, _), result in zip(jobs, compressor.compress_batch([job for _, job in jobs]), strict=True):
+                run.advance(result)
+        except _CALLERS_FAULT:
+            raise
+        except Exception as error:
+            if len(jobs) > 1:  # find the request at fault, and let the others have their results
+                for job in jobs:
+                    self._run_stage(compressor, [job])
+            elif jobs:
+                jobs[0][0].fail(self._reason(compressor, error))
+
+    def _reason(self, compressor: Compressor, error: Exception) -> str:
+        reason = f"{compressor.name} failed: {type(error).__name__}: {error}"
+        if self.strict:
+            raise CompressionError(reason) from error
+        if self.on_error == "raise":
+            raise error
+        _LOG.warning("input passed through unchanged: %s", reason)
+        return reason
+
+
+class _Run:
+    """The way of one request through the stages."""
+
+    def __init__(self, request: Request) -> None:
+        began = time.perf_counter()
+        self.request = request
+        self.tokens_before = request.tokenizer.count(joined_text(request.documents))
+        self.max_tokens = request.budget.resolve(self.tokens_before)
+        self.current: Compressed | None = None
+        self.done: Compressed | None = None
+        if self.tokens_before <= self.max_tokens:
+            self.done = fits(request.documents, self.tokens_before, Pipeline.name, time.perf_counter() - began)
+        elif self.max_tokens < 1:
+            raise BudgetError(f"{request.budget} of {self.tokens_before} tokens leaves no token; raise it")
+
+    def next_request(self, stages: Sequence[Stage], position: int) -> Request:
+        documents = self.current.documents if self.current else self.request.documents
+        n_tokens = self.current.tokens_after if self.current else self.tokens_before
+        is_last = position == len(stages) - 1
+        is_soft = stages[position].compressor.removes == "redundancy" and not is_last
+        budget = Budget(self.max_tokens if is_soft or is_last else self._stage_budget(stages[position:], n_tokens))
+        return replace(self.request, documents=documents, budget=budget, is_soft=is_soft)
+
+    def _stage_budget(self, remaining: Sequence[Stage], n_tokens: int) -> int:
+        shares = [stage.share for stage in remaining if stage.compressor.removes == "content"]
+        if n_tokens <= self.max_tokens or not shares:
+            return self.max_tokens
+        # one formula for every stage: what is left of the way is split over the stages that are left
+        fraction: float = (self.max_tokens / n_tokens) ** (shares[0] / sum(shares))
+        return max(self.max_tokens, int(n_tokens * fraction))
+
+    def advance(self, result: Compressed) -> None:
+        if self.current is not None:
+            result = traced_back(result, self.current)
+            check(result)
+        self.current = result
+
+    def fail(self, reason: str) -> None:
+        passed = unchanged(self.request.documents, self.tokens_before, Outcome(Status.PASSED_THROUGH, reason))
+        self.done = replace(passed, trace=self.current.trace if self.current else ())
+
+    def result(self) -> Compressed:
+        if self.done is not None:
+            return self.done
+        if self.current is None:
+            raise CompressionError("no stage ran")
+        if self.current.tokens_after < self.tokens_before:
+            return replace(self.current, outcome=Outcome(Status.COMPRESSED))
+        return self.current
+
+
+def _as_stage(stage: Compressor | Stage | str) -> Stage:
+    if isinstance(stage, Stage):
+        return stage
+    return Stage(load(stage) if isinstance(stage, str) else stage)

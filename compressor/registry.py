@@ -1,0 +1,73 @@
+"""Compressors by name: one table for ours, one entry-point group for everybody's."""
+
+from __future__ import annotations
+
+import inspect
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Final, cast
+
+from kompakt.compressor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kompakt.compressor.base import Compressor
+
+GROUP: Final = "kompakt.compressors"
+
+BUILTIN: Final = {
+    "dedup": "kompakt.compressor.text.dedup:Dedup",
+    "default": "kompakt.compressor.text.default:Default",
+    "extractive": "kompakt.compressor.text.extractive:Extractive",
+    "lexical": "kompakt.compressor.text.lexical:Lexical",
+    "selective-context": "kompakt.compressor.text.selective_context:SelectiveContext",
+    "structured": "kompakt.compressor.text.structured:Structured",
+}
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    table = {entry.name: entry for entry in entry_points(group=GROUP)}
+    # a plug-in cannot take the name of a built-in and so change what others get
+    table.update({name: EntryPoint(name, target, GROUP) for name, target in BUILTIN.items()})
+    return table
+
+
+def compressor_names() -> list[str]:
+    """Return the names of all compressors that can be loaded, sorted."""
+    return sorted(_entries())
+
+
+def compressor_class(name: str) -> type[Compressor]:
+    """Return the class registered under ``name``, importing its module.
+
+    Raises:
+        ConfigError: If there is no such name; the message suggests one.
+    """
+    entry = _entries().get(name) if isinstance(name, str) else None
+    if entry is None:
+        close = get_close_matches(str(name), compressor_names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"there is no compressor {name!r}{hint} Known: {', '.join(compressor_names())}")
+    return cast("type[Compressor]", entry.load())
+
+
+def load(name: str, **options: object) -> Compressor:
+    """Make a compressor by its registry name.
+
+    Args:
+        name: A registry name, such as ``"extractive"``.
+        **options: The options of that compressor, checked against its signature.
+
+    Raises:
+        ConfigError: If the name or an option is unknown, or an option's value makes no sense.
+    """
+    cls = compressor_class(name)
+    known = inspect.signature(cls).parameters
+    for option in options:
+        if option not in known:
+            close = get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            listed = ", ".join(known) or "none"
+            raise ConfigError(f"{name} has no option {option!r}{hint} It takes: {listed}")
+    return cls(**options)

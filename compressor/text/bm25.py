@@ -1,0 +1,99 @@
+"""Words, BM25 and word-based centrality: everything lexical that the text compressors share."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import regex
+
+from kompakt.compressor.units.unit import Units
+
+if TYPE_CHECKING:
+    import numpy as np
+    from Stemmer import Stemmer
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
+_IDENTIFIER = regex.compile(r"[\p{L}\p{N}_]+(?:[-.:/@+_][\p{L}\p{N}_]+)+")
+
+_STOP_WORDS = frozenset(
+    ["a", "about", "an", "and", "are", "as", "at", "be", "been", "by", "can", "could", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "of", "on", "or", "our", "she", "should", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "us", "was", "we", "were", "what", "when", "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you", "your"]
+)
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Stemmer:
+    import Stemmer
+
+    return Stemmer.Stemmer("english")
+
+
+def terms(text: str) -> list[str]:
+    """Return the index terms of a text: stemmed words, single characters of scripts without spaces, identifiers.
+
+    An identifier such as ``http/server.py`` or ``2024-05-20`` counts as a whole and by its parts.
+    """
+    lowered = text.lower()
+    words: list[str] = _stemmer().stemWords(_WORD.findall(lowered))
+    return words + _IDENTIFIER.findall(lowered)
+
+
+def query_terms(query: str) -> list[str]:
+    """Return the distinct terms of a query without function words, unless it has no others."""
+    words = [word for word in _WORD.findall(query.lower()) if word not in _STOP_WORDS]
+    found = [*_stemmer().stemWords(words), *_IDENTIFIER.findall(query.lower())]
+    return list(dict.fromkeys(found)) or list(dict.fromkeys(terms(query)))
+
+
+def unit_terms(units: Units) -> list[list[str]]:
+    """Return the terms of each unit with those of its context."""
+    contexts: dict[str, list[str]] = {}
+    found = []
+    for unit in units:
+        if unit.context not in contexts:
+            contexts[unit.context] = terms(unit.context)
+        found.append(terms(unit.text) + contexts[unit.context])
+    return found
+
+
+def bm25_scores(units: Units, query: str) -> Sequence[float]:
+    """Return the BM25 score of each unit and its context for a query; all zero if no term matches."""
+    return bm25(unit_terms(units), query_terms(query)).tolist()
+
+
+def bm25(corpus: Sequence[Sequence[str]], query: Sequence[str]) -> np.ndarray:
+    """Return the BM25 score of each bag of terms, as ``[n]``."""
+    import bm25s
+    import numpy as np
+
+    if not any(corpus):
+        return np.zeros(len(corpus))
+    index = bm25s.BM25(k1=1.2, b=0.75)
+    index.index(list(corpus), show_progress=False)
+    known = [term for term in query if term in index.vocab_dict]
+    return np.asarray(index.get_scores(known), dtype=float) if known else np.zeros(len(corpus))
+
+
+def centrality(units: Units) -> Sequence[float]:
+    """Score units without a query: those whose words the text is about, with repeats of earlier units last."""
+    bags = [Counter(unit_terms_of) for unit_terms_of in map(terms, (unit.text for unit in units))]
+    frequency = Counter(term for bag in bags for term in bag)
+    idf = {term: math.log(1 + len(bags) / n) for term, n in frequency.items()}
+    scores = []
+    seen: set[str] = set()
+    for bag in bags:
+        mass = sum(idf[term] for term in bag)
+        about = sum(idf[term] * math.log1p(frequency[term]) for term in bag)
+        fresh = sum(idf[term] for term in bag if term not in seen)
+        scores.append(about / (mass or 1.0) * (0.1 + 0.9 * fresh / (mass or 1.0)))
+        seen.update(bag)
+    return scores
+
+
+def shared_terms(bags: Iterable[Iterable[str]]) -> Counter[str]:
+    """Count in how many bags each term occurs."""
+    return Counter(term for bag in bags for term in set(bag))

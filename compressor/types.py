@@ -1,0 +1,309 @@
+"""The values that travel through kompakt: what goes in, what is asked for, what comes out."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from kompakt.compressor.errors import BudgetError, InputError
+
+DOCUMENT_SEPARATOR = "\n\n"
+"""What stands between two documents in ``Compressed.text``."""
+
+
+class Kind(StrEnum):
+    """What a range of text is, which decides how it may be cut."""
+
+    PROSE = "prose"
+    CODE = "code"
+    JSON = "json"
+    LOG = "log"
+    TABLE = "table"
+    MESSAGE = "message"
+    INSTRUCTION = "instruction"
+    OMISSION = "omission"
+    """Text written by kompakt in place of the source range that it left out."""
+    SEPARATOR = "separator"
+    """Text written by kompakt between two pieces; its source range is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range ``[start, end)`` of characters of one source document.
+
+    Args:
+        document_id: The document's id.
+        start: Offset of the first character.
+        end: Offset after the last character.
+        kind: What stands there.
+        protected: Whether it must survive compression byte for byte.
+    """
+
+    document_id: str
+    start: int
+    end: int
+    kind: Kind = Kind.PROSE
+    protected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A source text.
+
+    Args:
+        text: The content.
+        id: A name for citations; without one, documents are numbered ``"0"``, ``"1"``, ... in a request.
+        metadata: Anything the caller wants back. ``title``, ``path`` and ``language`` help scoring
+            and recognition when they are strings.
+        protected: Ranges ``(start, end)`` of ``text`` that must survive byte for byte.
+    """
+
+    text: str
+    id: str | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    protected: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise InputError(f"a document's text must be str, got {type(self.text).__name__}; decode bytes first")
+        for start, end in self.protected:
+            if not 0 <= start <= end <= len(self.text):
+                raise InputError(
+                    f"protected range ({start}, {end}) is outside the document's {len(self.text)} characters"
+                )
+
+
+DocumentLike: TypeAlias = str | Document
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much may remain: exactly one of a token count and a kept fraction.
+
+    Args:
+        max_tokens: The most tokens the result may have, counted by the target model's tokenizer.
+        keep: The fraction of the tokens that may remain, above 0 and up to 1.
+
+    Raises:
+        BudgetError: If neither or both are given, or the value makes no sense.
+    """
+
+    max_tokens: int | None = None
+    keep: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_tokens is None) == (self.keep is None):
+            raise BudgetError(
+                "give exactly one of max_tokens= and keep=, "
+                f"got max_tokens={self.max_tokens!r} and keep={self.keep!r}"
+            )
+        if self.max_tokens is not None:
+            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int):
+                raise BudgetError(f"max_tokens must be a whole number, got {self.max_tokens!r}")
+            if self.max_tokens < 1:
+                raise BudgetError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        else:
+            if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
+                raise BudgetError(f"keep must be a number, got {self.keep!r}")
+            if not math.isfinite(self.keep) or not 0 < self.keep <= 1:
+                raise BudgetError(f"keep must be above 0 and at most 1 (1 keeps everything), got {self.keep}")
+
+    def resolve(self, n_tokens: int) -> int:
+        """Return the ceiling in tokens for an input of ``n_tokens`` tokens."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        # float noise must not cost a token: 0.29 * 100 is 28.999999999999996
+        return math.floor(round((self.keep or 0.0) * n_tokens, 6))
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Compressed context as text.
+
+    ``spans`` tile ``text``: the i-th reaches from ``starts[i]`` to ``starts[i + 1]`` (or the end). A span whose
+    kind is neither ``omission`` nor ``separator`` stands there verbatim.
+
+    Args:
+        text: What is sent.
+        spans: Where each piece of ``text`` comes from.
+        starts: Offset in ``text`` at which each span begins, ascending from 0.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    starts: tuple[int, ...]
+
+    def source_of(self, offset: int) -> Span:
+        """Return the source range of the character at ``offset``.
+
+        Verbatim text gives a range of one character; text written by kompakt gives the whole range it stands for.
+
+        Raises:
+            InputError: If ``offset`` is outside the text.
+        """
+        if not 0 <= offset < len(self.text):
+            raise InputError(f"offset {offset} is outside the text's {len(self.text)} characters")
+        index = bisect_right(self.starts, offset) - 1
+        span = self.spans[index]
+        if span.kind in (Kind.OMISSION, Kind.SEPARATOR):
+            return span
+        start = span.start + offset - self.starts[index]
+        return Span(span.document_id, start, start + 1, span.kind, span.protected)
+
+
+# EmbedsPart and CachePart join here with the first compressors that emit them.
+Part: TypeAlias = TextPart
+Form: TypeAlias = Literal["text", "embeds", "cache"]
+
+
+class Status(StrEnum):
+    """How a call ended."""
+
+    COMPRESSED = "compressed"
+    FITS = "fits"
+    PASSED_THROUGH = "passed_through"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended, and why where that is a question.
+
+    Args:
+        status: ``compressed``, ``fits`` (nothing had to be done) or ``passed_through`` (returned as it came).
+        reason: Why the input was passed through; empty otherwise.
+    """
+
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTrace:
+    """What one stage did.
+
+    Args:
+        stage: The compressor's name.
+        seconds: Wall time.
+        tokens_before: Tokens that went in.
+        tokens_after: Tokens that came out.
+        cache_hits: Units whose scores or artefacts were found in a cache.
+        cache_misses: Units that had to be computed.
+    """
+
+    stage: str
+    seconds: float
+    tokens_before: int
+    tokens_after: int
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a sequential compressor carries from one call to the next.
+
+    Args:
+        compressor: Fingerprint of the compressor that wrote it.
+        data: Its content.
+    """
+
+    compressor: str
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """The result of a call.
+
+    Args:
+        parts: What to send, in order.
+        documents: The documents that kept something, compressed, in order, with their ids and metadata.
+        outcome: How the call ended.
+        tokens_before: Tokens of the input, documents joined by an empty line.
+        tokens_after: Positions that ``parts`` occupy in the decoder.
+        n_bytes: Size of the payload.
+        trace: One entry a stage.
+        sources: The documents that went in.
+        state: What a sequential compressor needs to go on.
+    """
+
+    parts: tuple[Part, ...]
+    documents: tuple[Document, ...]
+    outcome: Outcome
+    tokens_before: int
+    tokens_after: int
+    n_bytes: int
+    trace: tuple[StageTrace, ...] = ()
+    sources: tuple[Document, ...] = field(default=(), repr=False)
+    state: State | None = None
+
+    @property
+    def text(self) -> str:
+        """The compressed context as one string."""
+        return "".join(part.text for part in self.parts)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Where each piece of ``text`` comes from, in order."""
+        return tuple(span for part in self.parts for span in part.spans)
+
+    def explain(self) -> str:
+        """Describe in plain text what was kept, what it cost and where it comes from."""
+        from kompakt.compressor.explain import explain
+
+        return explain(self)
+
+
+def as_documents(documents: DocumentLike | Sequence[DocumentLike]) -> tuple[Document, ...]:
+    """Turn what callers pass into documents with distinct ids.
+
+    Raises:
+        InputError: If an item is neither ``str`` nor ``Document``, two ids are equal, or a text holds a lone
+            surrogate, which no tokenizer and no UTF-8 stream can carry.
+    """
+    items: Sequence[object] = [documents] if isinstance(documents, (str, Document)) else _as_sequence(documents)
+    numbered = [_as_document(item, index) for index, item in enumerate(items)]
+    seen: set[str] = set()
+    for document in numbered:
+        name = document.id or ""
+        if name in seen:
+            raise InputError(f"two documents have the id {name!r}; ids must be distinct within a request")
+        seen.add(name)
+        require_unicode(document.text, f"document {name!r}")
+    return tuple(numbered)
+
+
+def _as_sequence(documents: object) -> Sequence[object]:
+    if isinstance(documents, (bytes, bytearray, Mapping)) or not hasattr(documents, "__iter__"):
+        raise InputError(
+            f"documents must be str, Document or a sequence of them, got {type(documents).__name__}"
+            + ("; decode bytes first" if isinstance(documents, (bytes, bytearray)) else "")
+        )
+    return list(documents)
+
+
+def _as_document(item: object, index: int) -> Document:
+    if isinstance(item, str):
+        return Document(item, id=str(index))
+    if isinstance(item, Document):
+        if item.id is not None:
+            return item
+        return Document(item.text, str(index), item.metadata, item.protected)
+    raise InputError(f"document {index} must be str or Document, got {type(item).__name__}")
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Raise ``InputError`` if ``text`` holds a lone surrogate; ``what`` names it in the message."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
+            "replace it, for example with text.encode('utf-8', 'replace').decode()"
+        ) from error
