@@ -168,6 +168,11 @@ class ScoringCompressor(Compressor):
     and checks the result.
     """
 
+    @property
+    def note(self) -> str:
+        """What the trace should say about a run that the caller did not ask for; empty if nothing."""
+        return ""
+
     @abstractmethod
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return a finite score for each unit; units with higher scores are kept first.
@@ -204,7 +209,7 @@ class ScoringCompressor(Compressor):
         fragments = self._select(request, tokens_before, max_tokens)
         result = from_fragments(request.documents, fragments, request.tokenizer, tokens_before)
         check(result)
-        trace = StageTrace(self.name, time.perf_counter() - began, tokens_before, result.tokens_after)
+        trace = StageTrace(self.name, time.perf_counter() - began, tokens_before, result.tokens_after, note=self.note)
         return dataclasses.replace(result, trace=(trace,))
 
     def _select(self, request: Request, tokens_before: int, max_tokens: int) -> list[list[Fragment]]:

@@ -15,6 +15,7 @@ def explain(result: Compressed) -> str:
     lines.append(f"{result.tokens_before} tokens before, {result.tokens_after} after ({share:.1%} kept)")
     lines.extend(
         f"stage {trace.stage}: {trace.tokens_before} -> {trace.tokens_after} tokens in {trace.seconds:.3f} s"
+        + (f" ({trace.note})" if trace.note else "")
         for trace in result.trace
     )
     kept = {document.id for document in result.documents}

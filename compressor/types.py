@@ -192,6 +192,7 @@ class StageTrace:
         tokens_after: Tokens that came out.
         cache_hits: Units whose scores or artefacts were found in a cache.
         cache_misses: Units that had to be computed.
+        note: Anything about the run that the caller did not ask for, such as a fallback.
     """
 
     stage: str
@@ -200,6 +201,7 @@ class StageTrace:
     tokens_after: int
     cache_hits: int = 0
     cache_misses: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

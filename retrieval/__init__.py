@@ -1,0 +1,1 @@
+"""Retrieval over stored compressed segments."""

@@ -72,7 +72,7 @@ class FileTokenizer:
         Raises:
             InputError: If ``text`` holds a lone surrogate.
         """
-        return len(self.encode(text))
+        return self.count_batch([text])[0]
 
     def count_batch(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text.

@@ -1,0 +1,1 @@
+"""Compressors whose output is text, one file a method."""

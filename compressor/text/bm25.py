@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ _WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}
 _IDENTIFIER = regex.compile(r"[\p{L}\p{N}_]+(?:[-.:/@+_][\p{L}\p{N}_]+)+")
 
 _STOP_WORDS = frozenset(
-    ["a", "about", "an", "and", "are", "as", "at", "be", "been", "by", "can", "could", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "of", "on", "or", "our", "she", "should", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "us", "was", "we", "were", "what", "when", "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you", "your"]
+    "a about an and are as at be been by can could did do does for from had has have he her his how i if in into is "
+    "it its me my of on or our she should so some such than that the their them then there these they this those to "
+    "us was we were what when where which who whom whose why will with would you your".split()
 )
 
 
@@ -42,11 +44,17 @@ def terms(text: str) -> list[str]:
     return words + _IDENTIFIER.findall(lowered)
 
 
+def stem(text: str) -> list[str]:
+    """Return the distinct stemmed words of a text without function words."""
+    words = [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+    return list(dict.fromkeys(_stemmer().stemWords(words)))
+
+
 def query_terms(query: str) -> list[str]:
     """Return the distinct terms of a query without function words, unless it has no others."""
-    words = [word for word in _WORD.findall(query.lower()) if word not in _STOP_WORDS]
-    found = [*_stemmer().stemWords(words), *_IDENTIFIER.findall(query.lower())]
-    return list(dict.fromkeys(found)) or list(dict.fromkeys(terms(query)))
+    return list(dict.fromkeys([*stem(query), *_IDENTIFIER.findall(query.lower())])) or list(
+        dict.fromkeys(terms(query))
+    )
 
 
 def unit_terms(units: Units) -> list[list[str]]:
@@ -78,6 +86,12 @@ def bm25(corpus: Sequence[Sequence[str]], query: Sequence[str]) -> np.ndarray:
     return np.asarray(index.get_scores(known), dtype=float) if known else np.zeros(len(corpus))
 
 
+def inverse_document_frequency(bags: Sequence[Set[str]]) -> dict[str, float]:
+    """Return how rare each term is among bags: ``log(1 + (n - df + 0.5) / (df + 0.5))``."""
+    frequency = Counter(term for bag in bags for term in bag)
+    return {term: math.log(1 + (len(bags) - n + 0.5) / (n + 0.5)) for term, n in frequency.items()}
+
+
 def centrality(units: Units) -> Sequence[float]:
     """Score units without a query: those whose words the text is about, with repeats of earlier units last."""
     bags = [Counter(unit_terms_of) for unit_terms_of in map(terms, (unit.text for unit in units))]
@@ -94,6 +108,8 @@ def centrality(units: Units) -> Sequence[float]:
     return scores
 
 
-def shared_terms(bags: Iterable[Iterable[str]]) -> Counter[str]:
-    """Count in how many bags each term occurs."""
-    return Counter(term for bag in bags for term in set(bag))
+def relevance(units: Units, query: str | None) -> list[float]:
+    """Return how much each unit matters, from 0 to 1: to the query, or to the rest of the text without one."""
+    scores = bm25_scores(units, query) if query else centrality(units)
+    highest = max(scores, default=0.0)
+    return [score / highest for score in scores] if highest > 0 else [0.0] * len(units)

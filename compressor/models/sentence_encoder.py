@@ -1,0 +1,164 @@
+"""Sentence embeddings from a local folder in sentence-transformers layout, fast on CPUs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from kompakt.compressor.errors import MissingExtraError, ModelError
+from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
+from kompakt.compressor.models.locate import model_path, weights_fingerprint
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from cachetools import LRUCache
+    from tokenizers import Encoding, Tokenizer
+
+_TOKENS_PER_BATCH: Final = 512
+"""Padded tokens a forward pass on a CPU: measured fastest there; more only adds padding."""
+_TOKENS_PER_GPU_BATCH: Final = 32_768
+_CACHE_BYTES: Final = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """Texts to unit vectors. Made by ``load_sentence_encoder``.
+
+    Args:
+        fingerprint: SHA-256 over the model's files.
+        model: The encoder, in evaluation mode.
+        tokenizer: Its tokenizer, truncating to the model's window.
+        pooling: ``"mean"`` over tokens or the ``"cls"`` token.
+    """
+
+    fingerprint: str
+    model: torch.nn.Module
+    tokenizer: Tokenizer
+    pooling: str = "mean"
+    _cache: LRUCache[bytes, np.ndarray] = field(default_factory=lambda: _new_cache(), repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return one unit vector a text, as float32 ``[N, D]``; vectors of texts seen lately come from memory.
+
+        Texts longer than the model's window are judged by their beginning.
+        """
+        import numpy as np
+
+        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        with self._lock:
+            found = {key: self._cache[key] for key in dict.fromkeys(keys) if key in self._cache}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if missing:
+            found.update(zip(missing, self._forward(list(missing.values())), strict=True))
+            with self._lock:
+                self._cache.update({key: found[key] for key in missing})
+        width = int(getattr(self.model.config, "hidden_size", 0))
+        return np.stack([found[key] for key in keys]) if keys else np.zeros((0, width), dtype=np.float32)
+
+    def _forward(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        encodings = self.tokenizer.encode_batch(list(texts))
+        device = next(self.model.parameters()).device
+        limit = _TOKENS_PER_BATCH if device.type == "cpu" else _TOKENS_PER_GPU_BATCH
+        vectors: torch.Tensor | None = None
+        with torch.inference_mode():
+            for batch in _batches([len(encoding) for encoding in encodings], limit):
+                pooled = self._pooled([encodings[index] for index in batch], device)
+                if vectors is None:
+                    vectors = torch.empty(len(texts), pooled.shape[1])
+                vectors[batch] = pooled.cpu()
+        return torch.as_tensor(vectors).numpy()
+
+    def _pooled(self, encodings: Sequence[Encoding], device: torch.device) -> torch.Tensor:
+        import torch
+
+        width = max(len(encoding) for encoding in encodings)
+        ids = torch.zeros(len(encodings), width, dtype=torch.long)
+        mask = torch.zeros(len(encodings), width, dtype=torch.long)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding)] = torch.tensor(encoding.ids)
+            mask[row, : len(encoding)] = 1
+        hidden = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state.float()
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = mask.to(device).unsqueeze(-1).float()
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+def _batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Group texts of similar length so that a batch holds at most ``limit`` tokens, padding included."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[index] * (len(batch) + 1) > limit:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def load_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
+    """Load a named model or a local folder; the same one is loaded once per process.
+
+    Raises:
+        ModelNotFoundError: If it is not on this machine.
+        ModelError: If the folder cannot be read as a sentence encoder.
+        MissingExtraError: If torch or transformers is not installed.
+    """
+    folder = model_path(name)
+    return _load(folder, weights_fingerprint(folder))
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, fingerprint: str) -> SentenceEncoder:
+    try:
+        import torch
+        from tokenizers import Tokenizer
+        from transformers import AutoModel
+    except ImportError as error:
+        raise MissingExtraError("the extractive compressor", "local") from error
+    device = best_device()
+    try:
+        with quiet_loading():
+            model: Any = AutoModel.from_pretrained(folder, dtype=best_dtype(device), local_files_only=True)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:
+        raise ModelError(f"{folder} cannot be read as a sentence encoder: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(_window(folder, model))
+    return SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, _pooling(folder))
+
+
+def _window(folder: Path, model: Any) -> int:  # noqa: ANN401 (transformers types its models loosely)
+    settings = _read_json(folder / "sentence_bert_config.json")
+    return int(settings.get("max_seq_length") or model.config.max_position_embeddings)
+
+
+def _pooling(folder: Path) -> str:
+    settings = _read_json(folder / "1_Pooling" / "config.json")
+    return "cls" if settings.get("pooling_mode_cls_token") else "mean"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _new_cache() -> LRUCache[bytes, np.ndarray]:
+    from cachetools import LRUCache
+
+    return LRUCache(_CACHE_BYTES, getsizeof=lambda vector: int(vector.nbytes) + 200)

@@ -1,0 +1,115 @@
+"""Repeats across documents: exact ones, and near ones that state no new number, name of a thing, or negation."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+import regex
+
+from kompakt.compressor.base import Request, ScoringCompressor
+from kompakt.compressor.errors import ConfigError
+from kompakt.compressor.text.bm25 import relevance
+from kompakt.compressor.types import Kind
+from kompakt.compressor.units.unit import Unit, Units
+
+_SHINGLE: Final = 3
+_MAX_POSTINGS: Final = 64
+"""Units looked up a shingle: phrases that stand in more places say little about which units are alike."""
+_WORD = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}|[\p{L}\p{M}\p{N}]+")
+_FACT = regex.compile(r"\S*\p{N}\S*|\p{Lu}{2,}|(?i:\b(?:not?|never|none|nor|without|\p{L}+n['\u2019]t)\b)")
+_CAPITALS = regex.compile(r"\b\p{Lu}[\p{L}\p{M}]*")
+
+
+@dataclass(frozen=True)
+class Dedup(ScoringCompressor):
+    """Drop sentences, log lines, table rows and JSON rows that repeat earlier ones.
+
+    A near repeat shares most of its three-word sequences with an earlier unit and holds no number, identifier, name
+    or negation that the earlier one lacks. In a pipeline this stage drops repeats and nothing else; alone, it also
+    meets the budget, with the units that matter least to the query going after the repeats.
+
+    Args:
+        similarity: Share of a unit's three-word sequences that an earlier unit must contain, above 0 and up to 1.
+        min_words: Shorter units are never repeats; headings and list stubs recur for good reasons.
+    """
+
+    similarity: float = 0.8
+    min_words: int = 5
+
+    name: ClassVar[str] = "dedup"
+    removes: ClassVar[Literal["redundancy", "content"]] = "redundancy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity <= 1:
+            raise ConfigError(f"similarity must be above 0 and at most 1, got {self.similarity}")
+        if self.min_words < 1:
+            raise ConfigError(f"min_words must be at least 1, got {self.min_words}")
+
+    def score(self, units: Units, query: str | None) -> Sequence[float]:
+        """Return 1 plus the relevance for first occurrences and the relevance alone for repeats."""
+        repeats = self.repeats(units)
+        return [value + (index not in repeats) for index, value in enumerate(relevance(units, query))]
+
+    def choose(self, units: Units, request: Request, tokens_before: int, max_tokens: int) -> frozenset[int]:
+        """Return what fits; if a later stage enforces the budget, everything but the repeats."""
+        if request.is_soft:
+            return frozenset(range(len(units))) - self.repeats(units)
+        return super().choose(units, request, tokens_before, max_tokens)
+
+    def repeats(self, units: Units) -> frozenset[int]:
+        """Return the indices of units that say nothing that an earlier one does not say."""
+        seen = _Seen(self.similarity)
+        parents = {unit.parent for unit in units} | {index for unit in units for index in unit.requires}
+        found = set()
+        for index, unit in enumerate(units):
+            if index in parents or unit.protected or not _may_repeat(unit):
+                continue
+            words = _WORD.findall(unit.text.casefold())
+            if len(words) >= self.min_words and seen.has(words, unit.text):
+                found.add(index)
+        return frozenset(found)
+
+
+def _may_repeat(unit: Unit) -> bool:
+    """Whether a repeat of this unit is redundant: a statement or a key of an object has its meaning by its place."""
+    if unit.kind is Kind.JSON:
+        return unit.text.lstrip().startswith("{")
+    return unit.kind in (Kind.PROSE, Kind.LOG, Kind.TABLE)
+
+
+class _Seen:
+    """The units met so far, found again by the sequences of words in them."""
+
+    def __init__(self, similarity: float) -> None:
+        self._similarity = similarity
+        self._exact: set[str] = set()
+        self._facts: list[Counter[str]] = []
+        self._postings: dict[tuple[str, ...], list[int]] = defaultdict(list)
+
+    def has(self, words: Sequence[str], text: str) -> bool:
+        """Tell whether the unit repeats an earlier one; if not, remember it."""
+        exact = " ".join(text.split())
+        if exact in self._exact:
+            return True
+        shingles = {tuple(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
+        facts = _facts(text)
+        shared = Counter(unit for shingle in shingles for unit in self._postings.get(shingle, ()))
+        for unit, n_shared in shared.items():
+            if n_shared >= self._similarity * len(shingles) and facts <= self._facts[unit]:
+                return True
+        self._exact.add(exact)
+        for shingle in shingles:
+            if len(self._postings[shingle]) < _MAX_POSTINGS:
+                self._postings[shingle].append(len(self._facts))
+        self._facts.append(facts)
+        return False
+
+
+def _facts(text: str) -> Counter[str]:
+    """Return what a paraphrase must not change: numbers, identifiers, names in mid-sentence, negations."""
+    names = _CAPITALS.findall(text.lstrip()[1:])
+    plain = (fact.strip(".,;:!?()[]\"'").casefold() for fact in _FACT.findall(text))
+    return Counter([*plain, *names])

@@ -1,0 +1,322 @@
+"""Selective Context: keep what a small language model could not have guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+from cachetools import LRUCache
+
+from kompakt.compressor.base import Request, ScoringCompressor
+from kompakt.compressor.errors import ConfigError
+from kompakt.compressor.models.causal_lm import CausalLM, load_causal_lm, self_information, tokenize
+from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.noun_chunks import CHUNKER, load_chunker, noun_chunks, split_phrases
+from kompakt.compressor.units.segment import segment
+from kompakt.compressor.units.sentences import ProseSplitter, Range, split_sentences, split_words
+from kompakt.compressor.units.unit import Unit, Units
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Granularity: TypeAlias = Literal["phrase", "sentence", "token"]
+Context: TypeAlias = Literal["document", "sentence"]
+Reduction: TypeAlias = Literal["mean", "sum"]
+
+WINDOW: Final = 1024
+"""Tokens that are read at once where the context is the document."""
+
+OVERLAP: Final = 128
+"""Tokens that the next window reads again, so that none is scored on fewer (the document's first apart)."""
+
+_CACHE_BYTES = 64 << 20
+_ENTRY_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Information:
+    """How surprising the tokens of a text are.
+
+    Args:
+        ends: Offset after the last character that each token reaches [T], ascending.
+        nats: Surprisal of each token [T].
+    """
+
+    ends: NDArray[np.int64]
+    nats: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SelectiveContext(ScoringCompressor):
+    """Keep the units with the highest self-information under a small causal language model; no query is used.
+
+    Where the paper removes a fraction of the units below a percentile, units are here chosen by the same order under
+    a budget of tokens. JSON, code, logs and tables are cut as always and scored by the tokens they consist of.
+    Whole words only are removed, whatever the granularity.
+
+    Source: Li et al. 2023, "Compressing Context to Enhance Inference Efficiency of Large Language Models".
+
+    Args:
+        model: A named model, or the folder of a causal language model.
+        granularity: How running text is cut: into noun chunks and single words (``phrase``, the paper's best),
+            ``sentence``, or ``token``: language-model tokens joined to the words that they are parts of. Scripts
+            without an English noun chunk are cut into words, those without spaces into characters.
+        context: What a token is conditioned on: the running ``document``, or its ``sentence`` alone as in the
+            authors' code, which takes the first words of every sentence for surprising and so keeps too many of them.
+        reduce: A unit's score from its tokens: their ``mean`` as in the authors' code, or ``sum`` as in the paper,
+            which favours long units.
+
+    Raises:
+        ConfigError: If an option is none of these.
+    """
+
+    name: ClassVar[str] = "selective-context"
+    uses_query: ClassVar[bool] = False
+
+    model: str = "smollm2-135m"
+    granularity: Granularity = "phrase"
+    context: Context = "document"
+    reduce: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        choices = {"granularity": Granularity, "context": Context, "reduce": Reduction}
+        for option, allowed in choices.items():
+            if getattr(self, option) not in get_args(allowed):
+                listed = ", ".join(map(repr, get_args(allowed)))
+                raise ConfigError(f"{option} must be one of {listed}, got {getattr(self, option)!r}")
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """SHA-256 of the model's files, and of the pipeline's that finds phrases."""
+        scorer = weights_fingerprint(model_path(self.model))
+        if self.granularity != "phrase":
+            return scorer
+        return hashlib.sha256(f"{scorer} {weights_fingerprint(model_path(CHUNKER))}".encode()).hexdigest()
+
+    def prose_splitter(self, request: Request) -> ProseSplitter:
+        """Return how running text is cut.
+
+        Raises:
+            ModelNotFoundError: If phrases are wanted and the English pipeline is not on this machine.
+        """
+        match self.granularity:
+            case "sentence":
+                return split_sentences
+            case "token":
+                return split_words
+            case _:
+                return _phrase_splitter(request)
+
+    def score(self, units: Units, query: str | None) -> Sequence[float]:
+        """Return the information of each unit in nats, of containers that of their head; 0 for white space.
+
+        Raises:
+            ModelNotFoundError: If the model is not on this machine.
+        """
+        del query
+        lm = load_causal_lm(self.model)
+        scores = np.zeros(len(units))
+        members: list[list[int]] = [[] for _ in units.documents]
+        for index, unit in enumerate(units):
+            members[unit.document].append(index)
+        for document, indices in zip(units.documents, members, strict=True):
+            if indices:
+                ranges = [_own_range(units[index]) for index in indices]
+                information = document_information(lm, document.text, context=self.context)
+                scores[indices] = unit_information(document.text, ranges, information, reduce=self.reduce)
+        return scores.tolist()
+
+
+def _own_range(unit: Unit) -> Range:
+    return unit.start, unit.head_end
+
+
+class _ArrayCache:
+    """Results by text, shared by all compressors of the process and bounded in bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._entries: LRUCache[str, tuple[NDArray[np.generic], ...]] = LRUCache(max_bytes, getsizeof=_n_bytes)
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> tuple[NDArray[np.generic], ...] | None:
+        with self._lock:
+            return self._entries.get(key)
+
+    def put(self, key: str, arrays: tuple[NDArray[np.generic], ...]) -> None:
+        if _n_bytes(arrays) <= self._entries.maxsize:
+            with self._lock:
+                self._entries[key] = arrays
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+
+
+def _n_bytes(arrays: tuple[NDArray[np.generic], ...]) -> int:
+    return _ENTRY_BYTES + sum(array.nbytes for array in arrays)
+
+
+_cache = _ArrayCache(_CACHE_BYTES)
+
+
+def clear_cache() -> None:
+    """Forget all surprisals and phrases: for measurements, and to give memory back."""
+    _cache.clear()
+
+
+def _key(text: str, *parts: str) -> str:
+    return " ".join([hashlib.sha256(text.encode()).hexdigest(), *parts])
+
+
+def document_information(lm: CausalLM, text: str, *, context: Context) -> Information:
+    """Return the surprisal of each token of a text; a text is scored once, then remembered.
+
+    The result is that of the text alone, never of a batch with others: in bf16 the shape of a batch moves the last
+    digits, and what was scored together would decide what is kept.
+
+    Args:
+        lm: The model.
+        text: A document.
+        context: What a token is conditioned on.
+    """
+    key = _key(text, lm.fingerprint, lm.dtype, lm.device, context)
+    known = _cache.get(key)
+    if known is None:
+        made = _running(lm, text) if context == "document" else _by_sentence(lm, text)
+        _cache.put(key, (made.ends, made.nats))
+        return made
+    ends, nats = known
+    return Information(ends.astype(np.int64, copy=False), nats.astype(np.float32, copy=False))
+
+
+def _running(lm: CausalLM, text: str) -> Information:
+    (tokens,) = tokenize(lm, [text])
+    window = min(WINDOW, lm.context_length)
+    (nats,) = self_information(lm, [tokens.ids], window=window, overlap=min(OVERLAP, window // 2))
+    return Information(tokens.ends, nats)
+
+
+def _by_sentence(lm: CausalLM, text: str) -> Information:
+    sentences = [(start, text[start:end]) for start, end in split_sentences(text)]
+    stripped = [sentence.lstrip() for _, sentence in sentences]
+    tokens = tokenize(lm, stripped)
+    # white space at the start of a sentence has no token
+    offsets = [start + len(source) - len(left) for (start, source), left in zip(sentences, stripped, strict=True)]
+    nats = self_information(lm, [one.ids for one in tokens], window=min(WINDOW, lm.context_length))
+    ends = [one.ends + offset for one, offset in zip(tokens, offsets, strict=True)]
+    return Information(
+        np.concatenate([np.empty(0, np.int64), *ends]), np.concatenate([np.empty(0, np.float32), *nats])
+    )
+
+
+def unit_information(
+    text: str, ranges: Sequence[Range], information: Information, *, reduce: Reduction = "mean"
+) -> NDArray[np.float64]:
+    """Hand the information of tokens to the units that they complete, and reduce it to one score a unit.
+
+    A token that reaches the last characters of several units gives each an equal share; one that ends within a unit
+    gives it all; one of white space alone gives nothing. A unit ends with its last character other than white space.
+
+    Args:
+        text: The document.
+        ranges: The units' ranges, ascending and disjoint, not necessarily tiling the text.
+        information: The tokens of the document.
+        reduce: How a unit's contributions become its score.
+
+    Returns:
+        A score for each unit in nats, 0 for one that no token completes or lies in.
+
+    Source: Li et al. 2023, section 2.2, with the alignment of the released code.
+    """
+    owners, ends = _stretches(text, ranges)
+    scores = np.zeros(len(ranges))
+    if not len(ends) or not len(information.ends):
+        return scores
+    starts = _token_starts(information.ends)
+    first = np.searchsorted(ends, starts, side="right")
+    completed = np.searchsorted(ends, information.ends, side="right") - first
+    lies_inside = (first < len(ends)) & ~_is_blank(text, starts, information.ends)
+    shares = np.where(completed > 0, completed, lies_inside.astype(np.int64))
+    # the stretches that each token gives to: ``shares`` of them, from ``first`` on
+    token = np.repeat(np.arange(len(shares)), shares)
+    step = np.arange(len(token)) - np.repeat(np.cumsum(shares) - shares, shares)
+    receiver = first[token] + step
+    given = information.nats.astype(np.float64)[token] / shares[token]
+    totals = np.bincount(receiver, weights=given, minlength=len(ends))
+    counts = np.bincount(receiver, minlength=len(ends))
+    values = totals if reduce == "sum" else totals / np.maximum(counts, 1)
+    owned = owners >= 0
+    scores[owners[owned]] = values[owned]
+    return scores
+
+
+def _stretches(text: str, ranges: Sequence[Range]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the owner (-1 for text between units) and the end of each stretch that is more than white space."""
+    owners: list[int] = []
+    ends: list[int] = []
+
+    def add(owner: int, start: int, end: int) -> None:
+        source = text[start:end].rstrip()
+        if source:
+            owners.append(owner)
+            ends.append(start + len(source))
+
+    position = 0
+    for owner, (start, end) in enumerate(ranges):
+        add(-1, position, start)
+        add(owner, start, end)
+        position = max(position, end)
+    add(-1, position, len(text))
+    return np.array(owners, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+
+def _token_starts(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each token begins: at the last smaller end, so that pieces of one character share a range."""
+    is_new = np.concatenate([[True], ends[1:] != ends[:-1]])
+    distinct = ends[is_new]
+    before = np.concatenate([[0], distinct[:-1]])
+    starts: NDArray[np.int64] = before[np.cumsum(is_new) - 1]
+    return starts
+
+
+def _is_blank(text: str, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+    return np.array([text[start:end].isspace() for start, end in pairs], dtype=np.bool_)
+
+
+def _phrase_splitter(request: Request) -> ProseSplitter:
+    """Find the noun chunks of all running text of a request at once: the parser is fast in batches only."""
+    load_chunker()
+    texts: list[str] = []
+
+    def record(text: str) -> list[Range]:
+        texts.append(text)
+        return [(0, len(text))] if text else []
+
+    segment(request.documents, prose=record)
+    return partial(_split_known, known=_phrases(texts))
+
+
+def _split_known(text: str, *, known: dict[str, list[Range]]) -> list[Range]:
+    return split_phrases(text, known[text] if text in known else noun_chunks([text])[0])
+
+
+def _phrases(texts: Sequence[str]) -> dict[str, list[Range]]:
+    fingerprint = weights_fingerprint(model_path(CHUNKER))
+    known: dict[str, list[Range]] = {}
+    missing: list[str] = []
+    for text in dict.fromkeys(texts):
+        cached = _cache.get(_key(text, fingerprint))
+        if cached is None:
+            missing.append(text)
+        else:
+            known[text] = [(int(start), int(end)) for start, end in cached[0]]
+    for text, chunks in zip(missing, noun_chunks(missing), strict=True):
+        known[text] = chunks
+        _cache.put(_key(text, fingerprint), (np.array(chunks, dtype=np.int64).reshape(-1, 2),))
+    return known
