@@ -38,11 +38,11 @@ def quiet_loading() -> Iterator[None]:
 
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

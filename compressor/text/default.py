@@ -15,7 +15,7 @@ from kompakt.compressor.models.locate import model_path, weights_fingerprint
 from kompakt.compressor.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.dedup import Dedup
-from kompakt.compressor.text.extractive import centrality_less_redundancy, fused_relevance, with_antecedents
+from kompakt.compressor.text.extractive import centrality_less_redundancy, fused_relevance
 from kompakt.compressor.text.spread import spread
 from kompakt.compressor.text.structured import structure_bonus
 from kompakt.compressor.types import Kind
@@ -79,10 +79,6 @@ class Default(ScoringCompressor):
         scores[repeats] *= _REPEAT
         ranked: list[float] = scores.tolist()
         return ranked
-
-    def rank(self, units: Units, scores: Sequence[float], query: str | None) -> list[int]:
-        """Return units by score, each followed by the sentence that it leans on."""
-        return with_antecedents(units, super().rank(units, scores, query))
 
     def _encoder(self) -> SentenceEncoder | None:
         if not self._words_only:

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-import regex
-
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
 from kompakt.compressor.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.spread import spread
-from kompakt.compressor.types import Kind
 from kompakt.compressor.units.sentences import ProseSplitter, pack_chunks, split_sentences
 from kompakt.compressor.units.unit import Units
 
@@ -27,21 +24,15 @@ _NOISE: Final = 0.3
 """Cosine that an unrelated sentence reaches by chance: below it, the best one is no sign of relevance."""
 _BLOCK: Final = 1024
 
-_LEANING = regex.compile(
-    r"\s*(?:(?:[Hh]e|[Ss]he|[Ii]t|[Tt]hey|[Tt]his|[Tt]hat|[Tt]hese|[Tt]hose|[Hh]is|[Hh]er|[Ii]ts|[Tt]heir|[Ss]uch|"
-    r"[Hh]owever|[Tt]herefore|[Tt]hus|[Mm]oreover|[Bb]oth|[Tt]he (?:former|latter|same))\b"
-    r"|(?:[Ee]r|[Ss]ie|[Ee]s|[Dd]iese[rsmn]?|[Ii]l|[Ee]lle|[Ii]ls|[Ee]lles|[Cc]ela)\b)"
-)
-
 
 @dataclass(frozen=True)
 class Extractive(ScoringCompressor):
     """Keep the sentences or chunks that answer the query, in their original order.
 
-    With a query, the cosine of sentence embeddings is fused with BM25, relevance reaches neighbouring sentences, the
-    rest of a relevant document, and the documents that the best sentences name. Without one, sentences central to
-    their document come first and those that repeat earlier ones last. A sentence that opens with a pronoun or a
-    connective brings the one before it, when the budget allows.
+    With a query, the cosine of sentence embeddings is fused with BM25; relevance then reaches neighbouring sentences,
+    the rest of a relevant document, the documents that the best sentences name, and the sentence that one opening
+    with a pronoun leans on. Without a query, sentences central to their document come first and those that repeat earlier
+    ones last.
 
     Source: Jha et al. 2024, "Characterizing Prompt Compression Methods for Long Context Inference", section 3.
 
@@ -85,15 +76,14 @@ class Extractive(ScoringCompressor):
         encoder = load_sentence_encoder(self.model)
         if query:
             every = range(len(units))
-            return spread(units, fused_relevance(units, query, encoder, embedded=every), query).tolist()
+            scores: list[float] = spread(
+                units, fused_relevance(units, query, encoder, embedded=every), query
+            ).tolist()
+            return scores
         vectors = encoder.encode([unit.text for unit in units])
         documents = [unit.document for unit in units]
-        scores: list[float] = centrality_less_redundancy(documents, vectors).tolist()
+        scores = centrality_less_redundancy(documents, vectors).tolist()
         return scores
-
-    def rank(self, units: Units, scores: Sequence[float], query: str | None) -> list[int]:
-        """Return units by score, each followed by the sentence that it leans on."""
-        return with_antecedents(units, super().rank(units, scores, query))
 
 
 def fused_relevance(units: Units, query: str, encoder: SentenceEncoder, *, embedded: Sequence[int]) -> np.ndarray:
@@ -148,20 +138,3 @@ def _closest_earlier(vectors: np.ndarray) -> np.ndarray:
         earlier = np.arange(block.shape[1])[None, :] < rows
         closest[start : start + _BLOCK] = np.where(earlier, block, 0.0).max(axis=1, initial=0.0)
     return closest
-
-
-def with_antecedents(units: Units, order: Sequence[int]) -> list[int]:
-    """Insert, after each unit that opens with a pronoun or connective, the prose unit before it in its document."""
-    placed: dict[int, None] = {}
-    for index in order:
-        placed.setdefault(index)
-        before = index - 1
-        if before >= 0 and _leans(units, index) and units[before].kind is Kind.PROSE:
-            placed.setdefault(before)
-    return list(placed)
-
-
-def _leans(units: Units, index: int) -> bool:
-    unit = units[index]
-    is_same = units[index - 1].document == unit.document and units[index - 1].context == unit.context
-    return is_same and unit.kind is Kind.PROSE and _LEANING.match(unit.text) is not None

@@ -1,4 +1,4 @@
-"""Relevance that reaches beyond the unit that earned it: to its neighbours, its document, and what it points to."""
+"""Relevance beyond the unit that earned it: for its neighbours, its document, and what it names or leans on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,21 @@ _SEEDS: Final = 4
 _SECOND_HAND: Final = 0.9
 _POINTED_AT: Final = 0.6
 """Weight, in the second look, of being pointed at against being relevant by itself."""
+_ANTECEDENT: Final = 0.7
+"""Share of a sentence's relevance that goes to the one that it leans on."""
+_BREVITY: Final = 0.15
+_USUAL_LENGTH: Final = 120
+_SHORT: Final = 20
+_HEADING: Final = 0.8
 _SCATTERED: Final = 0.7
 """Weight of a name whose words all occur, but not together."""
 _CONTEXT: Final = 0.5
 """Weight of a name in a unit's title or headings, beside its weight in the text."""
 
+_LEANING = regex.compile(
+    r"\s*(?:(?i:he|she|it|they|this|that|these|those|his|her|its|their|such|however|therefore|thus|moreover|both"
+    r"|the (?:former|latter|same)|er|sie|es|diese[rsmn]?|ils?|elles?|cela)\b)"
+)
 _NAME = regex.compile(
     r"\b\p{Lu}[\p{L}\p{M}\p{N}'\u2019.-]*(?:\s+(?:(?:of|the|de|and|von|van|&)\s+)?\p{Lu}[\p{L}\p{M}\p{N}'\u2019.-]*)*"
 )
@@ -44,7 +54,8 @@ def spread(units: Units, scores: np.ndarray, query: str) -> np.ndarray:
     """
     reached = _scaled(_to_neighbours(units, _scaled(scores)))
     reached = _scaled(_to_documents(units, reached))
-    return second_look(units, reached, query)
+    reached = second_look(units, reached, query)
+    return _per_length(units, to_antecedents(units, reached))
 
 
 def _scaled(scores: np.ndarray) -> np.ndarray:
@@ -74,6 +85,33 @@ def _to_documents(units: Units, scores: np.ndarray) -> np.ndarray:
     for document, indices in members.items():
         reached[indices] += _DOCUMENT * strength[document] / highest
     return reached
+
+
+def to_antecedents(units: Units, scores: np.ndarray) -> np.ndarray:
+    """Raise the sentence before one that opens with a pronoun or a connective, and so cannot be read alone."""
+    reached = scores.copy()
+    for index in range(len(units) - 1, 0, -1):
+        before, unit = units[index - 1], units[index]
+        is_pair = before.document == unit.document and before.kind is unit.kind is Kind.PROSE
+        if is_pair and _LEANING.match(unit.text):
+            reached[index - 1] = max(reached[index - 1], _ANTECEDENT * reached[index])
+    return reached
+
+
+def _per_length(units: Units, scores: np.ndarray) -> np.ndarray:
+    """Prefer the shorter of two equally relevant sentences, and either to a heading, which answers nothing alone."""
+    weighted = scores.copy()
+    for index, unit in enumerate(units):
+        if unit.kind is Kind.PROSE:
+            weighted[index] *= (_USUAL_LENGTH / max(_SHORT, len(unit.text))) ** _BREVITY
+            if index + 1 < len(units) and _is_heading(unit, units[index + 1]):
+                weighted[index] *= _HEADING
+    return weighted
+
+
+def _is_heading(unit: Unit, following: Unit) -> bool:
+    title = unit.text.strip().strip("#=- \n")
+    return bool(title) and unit.document == following.document and following.context.endswith(title)
 
 
 def second_look(units: Units, scores: np.ndarray, query: str) -> np.ndarray:
@@ -139,7 +177,7 @@ class _NameIndex:
 
     def _names(self, text: str) -> dict[str, tuple[float, Sequence[str]]]:
         """Return the names in a text that the query does not hold, with their weight and their stemmed words."""
-        found = {}
+        found: dict[str, tuple[float, Sequence[str]]] = {}
         for match in _NAME.finditer(text):
             name = match.group().lower().strip(" .'\u2019-")
             if name and name not in self._query:
