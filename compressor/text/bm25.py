@@ -70,8 +70,7 @@ def unit_terms(units: Units) -> list[list[str]]:
 
 def bm25_scores(units: Units, query: str) -> Sequence[float]:
     """Return the BM25 score of each unit and its context for a query; all zero if no term matches."""
-    scores: list[float] = bm25(unit_terms(units), query_terms(query)).tolist()
-    return scores
+    return list(bm25(unit_terms(units), query_terms(query)))
 
 
 def bm25(corpus: Sequence[Sequence[str]], query: Sequence[str]) -> np.ndarray:

@@ -77,8 +77,7 @@ class Default(ScoringCompressor):
         scores = scores + np.array(structure_bonus(units))
         repeats = list(Dedup().repeats(units))
         scores[repeats] *= _REPEAT
-        ranked: list[float] = scores.tolist()
-        return ranked
+        return list(scores)
 
     def _encoder(self) -> SentenceEncoder | None:
         if not self._words_only:

@@ -31,8 +31,8 @@ class Extractive(ScoringCompressor):
 
     With a query, the cosine of sentence embeddings is fused with BM25; relevance then reaches neighbouring sentences,
     the rest of a relevant document, the documents that the best sentences name, and the sentence that one opening
-    with a pronoun leans on. Without a query, sentences central to their document come first and those that repeat earlier
-    ones last.
+    with a pronoun leans on. Without a query, sentences central to their document come first and those that repeat
+    earlier ones last.
 
     Source: Jha et al. 2024, "Characterizing Prompt Compression Methods for Long Context Inference", section 3.
 
@@ -75,15 +75,10 @@ class Extractive(ScoringCompressor):
         """Return the fused relevance to the query, or centrality less redundancy without one."""
         encoder = load_sentence_encoder(self.model)
         if query:
-            every = range(len(units))
-            scores: list[float] = spread(
-                units, fused_relevance(units, query, encoder, embedded=every), query
-            ).tolist()
-            return scores
+            relevances = fused_relevance(units, query, encoder, embedded=range(len(units)))
+            return list(spread(units, relevances, query))
         vectors = encoder.encode([unit.text for unit in units])
-        documents = [unit.document for unit in units]
-        scores = centrality_less_redundancy(documents, vectors).tolist()
-        return scores
+        return list(centrality_less_redundancy([unit.document for unit in units], vectors))
 
 
 def fused_relevance(units: Units, query: str, encoder: SentenceEncoder, *, embedded: Sequence[int]) -> np.ndarray:
