@@ -21,10 +21,10 @@ CHUNKER: Final = "en-core-web-sm"
 """The named model that finds noun chunks."""
 
 _UNUSED = ("ner", "lemmatizer", "senter")
-_PIECE_CHARACTERS = 4000
+_PIECE_CHARACTERS = 2000
 """The parser's memory grows with the longest piece that it is given: 10 kB for each character."""
 
-_BATCH = 32
+_BATCH = 8
 _LATIN = regex.compile(r"\p{Latin}")
 _LETTER = regex.compile(r"\p{L}")
 
@@ -98,7 +98,9 @@ def _readable(text: str, begin: int, end: int) -> Iterator[Range]:
         stop = min(start + _PIECE_CHARACTERS, end)
         letters = len(_LETTER.findall(text, start, stop))
         if letters and 2 * len(_LATIN.findall(text, start, stop)) >= letters:
-            yield start, stop
+            piece = text[start:stop]
+            # the parser would take leading white space for a word
+            yield start + len(piece) - len(piece.lstrip()), stop
 
 
 def split_phrases(text: str, chunks: Sequence[Range]) -> list[Range]:

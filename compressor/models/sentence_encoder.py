@@ -64,6 +64,11 @@ class SentenceEncoder:
         width = int(getattr(self.model.config, "hidden_size", 0))
         return np.stack([found[key] for key in keys]) if keys else np.zeros((0, width), dtype=np.float32)
 
+    def forget(self) -> None:
+        """Empty the cache of embeddings."""
+        with self._lock:
+            self._cache.clear()
+
     def _forward(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
