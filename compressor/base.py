@@ -8,6 +8,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -184,10 +185,6 @@ class ScoringCompressor(Compressor):
             query: The question, or None.
         """
 
-    def rank(self, units: Units, scores: Sequence[float], query: str | None) -> list[int]:
-        """Return the units' indices, best first; by default by score, earlier ones first among equals."""
-        return sorted(range(len(units)), key=lambda index: (-scores[index], index))
-
     def prose_splitter(self, request: Request) -> ProseSplitter:
         """Return how running text is cut; by default into sentences."""
         return split_sentences
@@ -213,39 +210,85 @@ class ScoringCompressor(Compressor):
         return dataclasses.replace(result, trace=(trace,))
 
     def _select(self, request: Request, tokens_before: int, max_tokens: int) -> list[list[Fragment]]:
-        # words are the last resort of a budget that holds no whole unit
-        for splitter in (self.prose_splitter(request), split_words):
-            units = segment(request.documents, prose=splitter)
-            kept = self.choose(units, request, tokens_before, max_tokens)
-            fragments = render(units, kept, mark_omissions=request.mark_omissions)
-            if any(fragments):
-                return fragments
-        raise BudgetError(
-            f"{max_tokens} tokens hold not even the smallest piece of the input that can stand alone; "
-            f"the input has {tokens_before} tokens"
-        )
-
-    def choose(self, units: Units, request: Request, tokens_before: int, max_tokens: int) -> frozenset[int]:
-        """Return the indices of the units to keep, at most ``max_tokens`` tokens of them unless the request is soft."""
+        job = Job(request, tokens_before, max_tokens)
+        units = segment(request.documents, prose=self.prose_splitter(request))
         scores = [float(score) for score in self.score(units, request.query)]
         if len(scores) != len(units) or not all(map(math.isfinite, scores)):
             raise ValidityError(
                 f"{self.name} must give one finite score a unit: {len(units)} units, {len(scores)} scores"
             )
+        order = self.rank(units, scores)
+        fragments = job.write(units, self.choose(units, job, order))
+        if not any(fragments):
+            # the budget holds no whole unit: as many words of the best ones as it does hold
+            words = segment(request.documents, prose=split_words)
+            fragments = job.write(words, job.select(words, _by_word(words, units, order)))
+        if not any(fragments):
+            raise BudgetError(
+                f"{max_tokens} tokens hold not even the smallest piece of the input that can stand alone; "
+                f"the input has {tokens_before} tokens"
+            )
+        return fragments
+
+    def rank(self, units: Units, scores: Sequence[float]) -> list[int]:
+        """Return the units' indices, best first; by default by score, earlier ones first among equals."""
+        return sorted(range(len(units)), key=lambda index: (-scores[index], index))
+
+    def choose(self, units: Units, job: Job, order: Sequence[int]) -> frozenset[int]:
+        """Return the indices of the units to keep, at most the budget's tokens of them unless the request is soft."""
+        return job.select(units, order)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request whose budget has been resolved.
+
+    Args:
+        request: What was asked for.
+        tokens_before: Tokens of the documents.
+        max_tokens: The ceiling.
+    """
+
+    request: Request
+    tokens_before: int
+    max_tokens: int
+
+    def select(self, units: Units, order: Sequence[int]) -> frozenset[int]:
+        """Return what the ceiling holds of the units in order of rank, with all that is protected.
+
+        Raises:
+            BudgetError: If the protected units alone exceed the ceiling.
+        """
         needs = closures(units)
         protected = (needs[index] for index, unit in enumerate(units) if unit.protected)
         candidates = Candidates(
-            order=self.rank(units, scores, request.query),
-            costs=costs(units, request.tokenizer, tokens_before),
+            order=order,
+            costs=costs(units, self.request.tokenizer, self.tokens_before),
             needs=needs,
             protected=frozenset().union(*protected),
         )
 
         def count(kept: frozenset[int]) -> int:
-            fragments = render(units, kept, mark_omissions=request.mark_omissions)
-            return request.tokenizer.count(to_part(fragments).text)
+            return self.request.tokenizer.count(to_part(self.write(units, kept)).text)
 
-        return select(candidates, max_tokens, count)
+        return select(candidates, self.max_tokens, count)
+
+    def write(self, units: Units, kept: frozenset[int]) -> list[list[Fragment]]:
+        """Return the kept units of each document as text."""
+        return render(units, kept, mark_omissions=self.request.mark_omissions)
+
+
+def _by_word(words: Units, units: Units, order: Sequence[int]) -> list[int]:
+    """Return the words in the order of the units that they stand in, and within one as they come."""
+    starts = [(unit.document, unit.start) for unit in units]
+    ranks = {index: rank for rank, index in enumerate(order)}
+
+    def place(index: int) -> tuple[int, int]:
+        word = words[index]
+        unit = bisect_right(starts, (word.document, word.start)) - 1
+        return ranks.get(unit, len(ranks)), index
+
+    return sorted(range(len(words)), key=place)
 
 
 def costs(units: Units, tokenizer: Tokenizer, n_tokens: int) -> list[float]:

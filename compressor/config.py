@@ -73,7 +73,7 @@ def _check_keys(data: Mapping[str, Any], types: Mapping[str, type], where: str) 
     for key, value in data.items():
         if key not in types:
             close = get_close_matches(key, types, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ConfigError(f"{where} has no setting {key!r}{hint} It takes: {', '.join(types)}")
         wanted = (int, float) if types[key] is float else (types[key],)
         if not isinstance(value, wanted) or (isinstance(value, bool) and types[key] is not bool):

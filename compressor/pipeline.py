@@ -190,7 +190,10 @@ class _Run:
         if self.tokens_before <= self.max_tokens:
             self.done = fits(request.documents, self.tokens_before, Pipeline.name, time.perf_counter() - began)
         elif self.max_tokens < 1:
-            raise BudgetError(f"{request.budget} of {self.tokens_before} tokens leaves no token; raise it")
+            raise BudgetError(
+                f"keep={request.budget.keep} of {self.tokens_before} tokens leaves no token; "
+                "raise keep or give max_tokens"
+            )
 
     def next_request(self, stages: Sequence[Stage], position: int) -> Request:
         documents = self.current.documents if self.current else self.request.documents

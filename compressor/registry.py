@@ -47,7 +47,7 @@ def compressor_class(name: str) -> type[Compressor]:
     entry = _entries().get(name) if isinstance(name, str) else None
     if entry is None:
         close = get_close_matches(str(name), compressor_names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(f"there is no compressor {name!r}{hint} Known: {', '.join(compressor_names())}")
     return cast("type[Compressor]", entry.load())
 
@@ -67,7 +67,7 @@ def load(name: str, **options: object) -> Compressor:
     for option in options:
         if option not in known:
             close = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             listed = ", ".join(known) or "none"
             raise ConfigError(f"{name} has no option {option!r}{hint} It takes: {listed}")
     return cls(**options)

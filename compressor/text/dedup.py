@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Literal
 
 import regex
 
-from kompakt.compressor.base import Request, ScoringCompressor
+from kompakt.compressor.base import Job, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.types import Kind
@@ -53,11 +53,11 @@ class Dedup(ScoringCompressor):
         repeats = self.repeats(units)
         return [value + (index not in repeats) for index, value in enumerate(relevance(units, query))]
 
-    def choose(self, units: Units, request: Request, tokens_before: int, max_tokens: int) -> frozenset[int]:
+    def choose(self, units: Units, job: Job, order: Sequence[int]) -> frozenset[int]:
         """Return what fits; if a later stage enforces the budget, everything but the repeats."""
-        if request.is_soft:
+        if job.request.is_soft:
             return frozenset(range(len(units))) - self.repeats(units)
-        return super().choose(units, request, tokens_before, max_tokens)
+        return super().choose(units, job, order)
 
     def repeats(self, units: Units) -> frozenset[int]:
         """Return the indices of units that say nothing that an earlier one does not say."""

