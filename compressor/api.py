@@ -67,7 +67,7 @@ def compress(
 def compress_batch(
     contexts: Iterable[DocumentLike | Sequence[DocumentLike]],
     *,
-    queries: str | Sequence[str | None] | None = None,
+    queries: str | Iterable[str | None] | None = None,
     max_tokens: int | None = None,
     keep: float | None = None,
     tokenizer: str | Tokenizer | None = None,
@@ -113,14 +113,13 @@ def compress_batch(
     return pipeline.compress_batch(requests)
 
 
-def _as_queries(queries: str | Sequence[str | None] | None, n: int) -> list[str | None]:
+def _as_queries(queries: str | Iterable[str | None] | None, n: int) -> list[str | None]:
     if queries is None or isinstance(queries, str):
         return [queries] * n
-    if len(queries) != n:
-        raise InputError(
-            f"there are {n} contexts and {len(queries)} queries; give one query a context, or a single one"
-        )
-    return list(queries)
+    listed = list(queries)
+    if len(listed) != n:
+        raise InputError(f"{n} contexts and {len(listed)} queries: give one query a context, or one for all")
+    return listed
 
 
 def _as_pipeline(compressor: str | Compressor, *, strict: bool, on_error: OnError) -> Pipeline:

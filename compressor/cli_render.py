@@ -208,7 +208,9 @@ def explanation(result: Compressed) -> Text:
     kept = {document.id for document in result.documents}
     dropped = [source.id or "" for source in result.sources if source.id not in kept]
     if dropped:
-        told.append(f"nothing kept of {len(dropped)} of {len(result.sources)} documents: {', '.join(dropped)}\n")
+        told.append(
+            f"nothing kept of {len(dropped)} of {len(result.sources)} documents: {printable(', '.join(dropped))}\n"
+        )
     texts = {source.id or "": source.text for source in result.sources}
     for span in merged_spans(result):
         told.append(f"\n{printable(span.document_id)}[{span.start}:{span.end}]", style="cyan")
@@ -228,7 +230,7 @@ def compressor_table(names: list[str]) -> Table:
     table = Table("name", "what it does", box=None, pad_edge=False)
     for name in names:
         try:
-            described = (compressor_class(name).__doc__ or "").strip().partition("\n")[0]
+            described = (compressor_class(name).__doc__ or "").strip().partition("\n")[0].replace("``", "")
         except (ImportError, AttributeError, ConfigError) as error:
             described = f"cannot be loaded: {one_line(error)}"
         table.add_row(name, described)

@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 OnError = Literal["pass_through", "raise"]
 
 # the caller's to mend: passing the input through would hide it
-_CALLERS_FAULT = (BudgetError, ConfigError, InputError, MissingExtraError, ModelNotFoundError)
+_OF_THE_SETUP = (ConfigError, MissingExtraError, ModelNotFoundError)
+_OF_THE_REQUEST = (BudgetError, InputError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,24 +149,30 @@ class Pipeline(Compressor):
             CompressionError: If ``strict`` and a stage failed.
             KompaktError: If the configuration is at fault: a missing model, extra or option.
         """
-        runs = [_Run(request) for request in requests]
+        total = len(requests)
+        labels = [f"context {n} of {total}: " if total > 1 else "" for n in range(1, total + 1)]
+        runs = [_Run(request, label) for request, label in zip(requests, labels, strict=True)]
         for position, stage in enumerate(self.stages):
             active = [run for run in runs if run.done is None]
-            self._run_stage(stage.compressor, [(run, run.next_request(self.stages, position)) for run in active])
+            if active:
+                self._run_stage(stage.compressor, [(run, run.next_request(self.stages, position)) for run in active])
         return [run.result() for run in runs]
 
     def _run_stage(self, compressor: Compressor, jobs: Sequence[tuple[_Run, Request]]) -> None:
         try:
             for (run, _), result in zip(jobs, compressor.compress_batch([job for _, job in jobs]), strict=True):
                 run.advance(result)
-        except _CALLERS_FAULT:
+        except _OF_THE_SETUP:
             raise
         except Exception as error:
             if len(jobs) > 1:  # find the request at fault, and let the others have their results
                 for job in jobs:
                     self._run_stage(compressor, [job])
-            elif jobs:
-                jobs[0][0].fail(self._reason(compressor, error))
+                return
+            run = jobs[0][0]
+            if isinstance(error, _OF_THE_REQUEST):
+                raise run.named(error) from error
+            run.fail(self._reason(compressor, error))
 
     def _reason(self, compressor: Compressor, error: Exception) -> str:
         reason = f"{compressor.name} failed: {type(error).__name__}: {error}"
@@ -180,7 +187,8 @@ class Pipeline(Compressor):
 class _Run:
     """The way of one request through the stages."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, label: str) -> None:
+        self._label = label
         began = time.perf_counter()
         self.request = request
         self.tokens_before = request.tokenizer.count(joined_text(request.documents))
@@ -191,7 +199,7 @@ class _Run:
             self.done = fits(request.documents, self.tokens_before, Pipeline.name, time.perf_counter() - began)
         elif self.max_tokens < 1:
             raise BudgetError(
-                f"keep={request.budget.keep} of {self.tokens_before} tokens leaves no token; "
+                f"{label}keep={request.budget.keep} of {self.tokens_before} tokens leaves no token; "
                 "raise keep or give max_tokens"
             )
 
@@ -216,6 +224,10 @@ class _Run:
             result = traced_back(result, self.current)
             check(result)
         self.current = result
+
+    def named(self, error: Exception) -> Exception:
+        """Return the error with the number of the context, if there are several."""
+        return type(error)(f"{self._label}{error}")
 
     def fail(self, reason: str) -> None:
         passed = unchanged(self.request.documents, self.tokens_before, Outcome(Status.PASSED_THROUGH, reason))

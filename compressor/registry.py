@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, cast, get_type_hints
 
 from kompakt.compressor.errors import ConfigError
 
@@ -70,4 +71,15 @@ def load(name: str, **options: object) -> Compressor:
             hint = f"; did you mean {close[0]!r}?" if close else "."
             listed = ", ".join(known) or "none"
             raise ConfigError(f"{name} has no option {option!r}{hint} It takes: {listed}")
+    _check_types(name, cls, options)
     return cls(**options)
+
+
+def _check_types(name: str, cls: type, options: Mapping[str, object]) -> None:
+    """Raise if an option that the class declares as a plain type has a value of another."""
+    plain: Mapping[object, tuple[type, ...]] = {bool: (bool,), float: (float, int), int: (int,), str: (str,)}
+    declared = get_type_hints(cls)
+    for option, value in options.items():
+        accepted = plain.get(declared.get(option))
+        if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)):
+            raise ConfigError(f"{name}: {option} must be {accepted[0].__name__}, got {value!r}")

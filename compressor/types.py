@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import count
+from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 from kompakt.compressor.errors import BudgetError, InputError
@@ -70,11 +72,24 @@ class Document:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise InputError(f"a document's text must be str, got {type(self.text).__name__}; decode bytes first")
-        for start, end in self.protected:
-            if not 0 <= start <= end <= len(self.text):
+        if self.id is not None and not isinstance(self.id, str):
+            raise InputError(f"a document's id must be str or None, got {self.id!r}")
+        if not isinstance(self.metadata, Mapping):
+            raise InputError(f"a document's metadata must be a mapping, got {self.metadata!r}")
+        for pair in self.protected:
+            if not _is_range(pair, len(self.text)):
                 raise InputError(
-                    f"protected range ({start}, {end}) is outside the document's {len(self.text)} characters"
+                    f"protected must hold pairs (start, end) within the document's {len(self.text)} characters, "
+                    f"got {pair!r}"
                 )
+
+
+def _is_range(pair: object, length: int) -> bool:
+    match pair:
+        case (int(start), int(end)):
+            return 0 <= start <= end <= length
+        case _:
+            return False
 
 
 DocumentLike: TypeAlias = str | Document
@@ -102,12 +117,12 @@ class Budget:
                 f"got max_tokens={self.max_tokens!r} and keep={self.keep!r}"
             )
         if self.max_tokens is not None:
-            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int):
+            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
                 raise BudgetError(f"max_tokens must be a whole number, got {self.max_tokens!r}")
             if self.max_tokens < 1:
                 raise BudgetError(f"max_tokens must be at least 1, got {self.max_tokens}")
         else:
-            if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
+            if isinstance(self.keep, bool) or not isinstance(self.keep, Real):
                 raise BudgetError(f"keep must be a number, got {self.keep!r}")
             if not math.isfinite(self.keep) or not 0 < self.keep <= 1:
                 raise BudgetError(f"keep must be above 0 and at most 1 (1 keeps everything), got {self.keep}")
@@ -115,9 +130,9 @@ class Budget:
     def resolve(self, n_tokens: int) -> int:
         """Return the ceiling in tokens for an input of ``n_tokens`` tokens."""
         if self.max_tokens is not None:
-            return self.max_tokens
+            return int(self.max_tokens)
         # float noise must not cost a token: 0.29 * 100 is 28.999999999999996
-        return math.floor(round((self.keep or 0.0) * n_tokens, 6))
+        return math.floor(round(float(self.keep or 0.0) * n_tokens, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +283,9 @@ def as_documents(documents: DocumentLike | Sequence[DocumentLike]) -> tuple[Docu
             surrogate, which no tokenizer and no UTF-8 stream can carry.
     """
     items: Sequence[object] = [documents] if isinstance(documents, (str, Document)) else _as_sequence(documents)
-    numbered = [_as_document(item, index) for index, item in enumerate(items)]
+    taken = {item.id for item in items if isinstance(item, Document)}
+    free = (name for name in map(str, count()) if name not in taken)
+    numbered = [_as_document(item, index, free) for index, item in enumerate(items)]
     seen: set[str] = set()
     for document in numbered:
         name = document.id or ""
@@ -288,13 +305,11 @@ def _as_sequence(documents: object) -> Sequence[object]:
     return list(documents)
 
 
-def _as_document(item: object, index: int) -> Document:
+def _as_document(item: object, index: int, free: Iterator[str]) -> Document:
     if isinstance(item, str):
-        return Document(item, id=str(index))
+        return Document(item, id=next(free))
     if isinstance(item, Document):
-        if item.id is not None:
-            return item
-        return Document(item.text, str(index), item.metadata, item.protected)
+        return item if item.id is not None else replace(item, id=next(free))
     raise InputError(f"document {index} must be str or Document, got {type(item).__name__}")
 
 

@@ -137,7 +137,13 @@ def _load(folder: Path, fingerprint: str) -> SentenceEncoder:
     device = best_device()
     try:
         with quiet_loading():
-            model: Any = AutoModel.from_pretrained(folder, dtype=best_dtype(device), local_files_only=True)
+            model: Any = AutoModel.from_pretrained(
+                folder,
+                dtype=best_dtype(device),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
         raise ModelError(f"{folder} cannot be read as a sentence encoder: {error}") from error

@@ -54,7 +54,9 @@ class Default(ScoringCompressor):
     @property
     def note(self) -> str:
         """Why prose is ranked by its words alone, if it is."""
-        return "prose ranked by words alone: " + (_missing() or "as asked") if self._words_only else ""
+        if not self._words_only:
+            return ""
+        return "prose ranked by words alone: " + ("as asked" if self.model == "none" else _missing() or "")
 
     @property
     def _model(self) -> str:

@@ -28,7 +28,7 @@ _ANTECEDENT: Final = 0.7
 """Share of a sentence's relevance that goes to the one that it leans on."""
 _BREVITY: Final = 0.15
 _USUAL_LENGTH: Final = 120
-_SHORT: Final = 20
+_SHORT: Final = 40
 _HEADING: Final = 0.8
 _SCATTERED: Final = 0.7
 """Weight of a name whose words all occur, but not together."""
