@@ -82,8 +82,10 @@ def _to_documents(units: Units, scores: np.ndarray) -> np.ndarray:
     strength = {document: sum(sorted(scores[indices])[-3:]) / 3 for document, indices in members.items()}
     highest = max(strength.values()) or 1.0
     reached = scores.copy()
-    for document, indices in members.items():
-        reached[indices] += _DOCUMENT * strength[document] / highest
+    for index, unit in enumerate(units):
+        # a row says nothing about the rows beside it, a sentence does about its document
+        if unit.kind is Kind.PROSE:
+            reached[index] += _DOCUMENT * strength[unit.document] / highest
     return reached
 
 
