@@ -56,7 +56,9 @@ def examples(data: Path, name: str) -> Iterator[Example]:
                 if item.get("answer_type") == "extractive":
                     yield Example(item["id"], document, item["question"], tuple(item["answers"]))
         elif name.startswith("niah"):
-            yield Example(row["id"], (kompakt.Document(row["context"], id="0"),), row["question"], tuple(row["answers"]))
+            yield Example(
+                row["id"], (kompakt.Document(row["context"], id="0"),), row["question"], tuple(row["answers"])
+            )
         elif name.startswith("kv"):
             text = json.dumps(dict(row["records"]), indent=1)
             key = row["records"][row["gold_index"]][0]
@@ -90,7 +92,9 @@ def answerable(data: Path, name: str, limit: int, part: str) -> list[Example]:
     found = [ex for ex in examples(data, name) if has_answer("\n\n".join(d.text for d in ex.documents), ex.answers)]
     found.sort(key=lambda ex: hashlib.sha256(ex.id.encode()).hexdigest())
     if part != "all":
-        found = [ex for ex in found if (hashlib.sha256(b"half" + ex.id.encode()).digest()[0] % 2 == 0) == (part == "a")]
+        found = [
+            ex for ex in found if (hashlib.sha256(b"half" + ex.id.encode()).digest()[0] % 2 == 0) == (part == "a")
+        ]
     return found[:limit] if limit else found
 
 
@@ -127,7 +131,10 @@ def main() -> None:
                     hits += hit
                     tokens += result.tokens_before
                     if misses and not hit:
-                        misses.write(json.dumps({"set": name, "keep": keep, "id": ex.id, "q": ex.question, "a": ex.answers}) + "\n")
+                        misses.write(
+                            json.dumps({"set": name, "keep": keep, "id": ex.id, "q": ex.question, "a": ex.answers})
+                            + "\n"
+                        )
                     sources = {source.id: source.text for source in ex.documents}
                     for document in result.documents:
                         if is_json(sources[document.id]):
@@ -136,9 +143,14 @@ def main() -> None:
                 means[keep].append(hits / len(chosen))
                 cells.append(f"{hits / len(chosen):.3f} (uses {statistics.fmean(used):.0%}, least {min(used):.0%})")
             speed = tokens / (time.perf_counter() - began)
-            print(f"{compressor_name:12} {name:20} n={len(chosen):4}  " + "  ".join(cells) + f"  {speed:,.0f} tok/s", flush=True)
+            print(
+                f"{compressor_name:12} {name:20} n={len(chosen):4}  " + "  ".join(cells) + f"  {speed:,.0f} tok/s",
+                flush=True,
+            )
         summary = "  ".join(f"keep {keep}: {statistics.fmean(values):.4f}" for keep, values in means.items())
-        print(f"{compressor_name:12} MEAN  {summary}  overshoots {overshoots}  broken JSON {json_broken} of {json_documents}")
+        print(
+            f"{compressor_name:12} MEAN  {summary}  overshoots {overshoots}  broken JSON {json_broken} of {json_documents}"
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from kompakt.compressor.errors import BudgetError
 from kompakt.compressor.units.unit import Unit
 
 _FINE_STEPS = 500
-"""Below this many tokens every nominal budget is tried; above it, one in every 0.2 %."""
+"""Below twice as many tokens every nominal budget is tried; above, they are 0.1 % to 0.2 % apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def closures(units: Sequence[Unit]) -> list[frozenset[int]]:
     done: list[frozenset[int]] = []
     for index, unit in enumerate(units):
         found = {index}
-        links = [*unit.requires, *([] if unit.parent is None else [unit.parent])]
+        links = _links(unit)
         while links:
             link = links.pop()
             if link in found:
@@ -43,9 +43,13 @@ def closures(units: Sequence[Unit]) -> list[frozenset[int]]:
                 found |= done[link]
             else:
                 found.add(link)
-                links.extend(units[link].requires)
+                links.extend(_links(units[link]))
         done.append(frozenset(found))
     return done
+
+
+def _links(unit: Unit) -> list[int]:
+    return [*unit.requires] if unit.parent is None else [*unit.requires, unit.parent]
 
 
 def fill(candidates: Candidates, budget: float) -> frozenset[int]:
@@ -81,7 +85,7 @@ def select(candidates: Candidates, max_tokens: int, count: Callable[[frozenset[i
     Raises:
         BudgetError: If the protected units alone exceed the ceiling.
     """
-    nominal = max_tokens
+    nominal = _on_grid(max_tokens)
     while nominal > 0:
         kept = fill(candidates, nominal)
         excess = count(kept) - max_tokens if kept else 0
@@ -89,7 +93,7 @@ def select(candidates: Candidates, max_tokens: int, count: Callable[[frozenset[i
             return kept
         if kept == candidates.protected:
             break
-        nominal = _next_nominal(nominal, excess)
+        nominal = _on_grid(nominal - max(1, excess // 4))
     protected_tokens = count(candidates.protected) if candidates.protected else 0
     if protected_tokens > max_tokens:
         raise BudgetError(
@@ -99,7 +103,7 @@ def select(candidates: Candidates, max_tokens: int, count: Callable[[frozenset[i
     return candidates.protected
 
 
-def _next_nominal(nominal: int, excess: int) -> int:
-    """Return a smaller nominal budget, off a grid that does not depend on the ceiling, so that results nest."""
-    step = max(1, nominal // _FINE_STEPS)
-    return (nominal - max(1, excess // 4)) // step * step if step > 1 else nominal - max(1, excess // 4)
+def _on_grid(nominal: int) -> int:
+    """Round down to a grid that is the same for every ceiling, so that a larger one never ends on a smaller value."""
+    step = 1 << max(0, (nominal // _FINE_STEPS).bit_length() - 1)
+    return nominal // step * step

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from kompakt.compressor.models.tokenizers import Tokenizer
 from kompakt.compressor.types import (
@@ -109,12 +111,13 @@ def traced_back(result: Compressed, earlier: Compressed) -> Compressed:
         result: What a stage made of ``earlier.documents``.
         earlier: What the stage before made of the original documents.
     """
-    tables = {document.id: _table(document, earlier) for document in earlier.documents}
-    pieces: list[Fragment] = []
-    for part in result.parts:
-        bounds = [*part.starts, len(part.text)]
-        for span, start, end in zip(part.spans, bounds, bounds[1:], strict=False):
-            pieces.extend(_back(part.text[start:end], span, tables[span.document_id]))
+    origins = _origins(earlier)
+    pieces = [
+        piece
+        for part in result.parts
+        for fragment in fragments_of(part)
+        for piece in _traced(fragment, origins[fragment.span.document_id])
+    ]
     part = to_part([pieces])
     return replace(
         result,
@@ -125,36 +128,61 @@ def traced_back(result: Compressed, earlier: Compressed) -> Compressed:
     )
 
 
-_Row = tuple[int, int, Span]
+def fragments_of(part: TextPart) -> Iterator[Fragment]:
+    """Cut a part into its spans' texts."""
+    for span, (start, end) in zip(part.spans, pairwise([*part.starts, len(part.text)]), strict=True):
+        yield Fragment(part.text[start:end], span)
 
 
-def _table(document: Document, earlier: Compressed) -> list[_Row]:
-    """Return ``(start, end, source span)`` for the pieces of an intermediate document."""
-    rows: list[_Row] = []
-    position = 0
-    for part in earlier.parts:
-        bounds = [*part.starts, len(part.text)]
-        for span, start, end in zip(part.spans, bounds, bounds[1:], strict=False):
-            is_join = span.kind is Kind.SEPARATOR and span.start == span.end == 0
-            if span.document_id == document.id and not is_join:
-                rows.append((position, position + end - start, span))
-                position += end - start
-    return rows
+@dataclass(slots=True)
+class _Origin:
+    """Where the pieces of a compressed document come from; ``bounds`` are their offsets in it, with its length."""
+
+    bounds: list[int] = field(default_factory=lambda: [0])
+    spans: list[Span] = field(default_factory=list)
+
+    def touching(self, start: int, end: int) -> range:
+        """Return the indices of the pieces in ``[start, end)``; of an empty range, that of the piece it is in."""
+        last = len(self.spans) - 1
+        first = min(last, bisect_right(self.bounds, start) - 1)
+        return range(first, min(last, max(first, bisect_left(self.bounds, end) - 1)) + 1)
 
 
-def _back(text: str, span: Span, rows: Sequence[_Row]) -> list[Fragment]:
-    touching = [row for row in rows if row[0] < span.end and row[1] > span.start]
-    if span.kind in (Kind.OMISSION, Kind.SEPARATOR):
-        start = min((source.start for _, _, source in touching), default=0)
-        end = max((source.end for _, _, source in touching), default=start)
-        return [Fragment(text, replace(span, start=start, end=end if span.kind is Kind.OMISSION else start))]
+def _origins(result: Compressed) -> dict[str, _Origin]:
+    """Return where each of a result's documents comes from."""
+    origins = {document.id or "": _Origin() for document in result.documents}
+    for part in result.parts:
+        for fragment in fragments_of(part):
+            origin = origins[fragment.span.document_id]
+            # a separator that precedes a document's first piece joins it to the document before
+            if origin.spans or fragment.span.kind is not Kind.SEPARATOR:
+                origin.bounds.append(origin.bounds[-1] + len(fragment.text))
+                origin.spans.append(fragment.span)
+    return origins
+
+
+def _traced(fragment: Fragment, origin: _Origin) -> list[Fragment]:
+    span = fragment.span
+    touching = origin.touching(span.start, span.end)
+    if span.kind is Kind.SEPARATOR:
+        at = 0 if span.end == 0 else _source_offset(origin, touching[0], span.start)
+        return [Fragment(fragment.text, replace(span, start=at, end=at))]
+    if span.kind is Kind.OMISSION:
+        start = min(origin.spans[index].start for index in touching)
+        end = max(origin.spans[index].end for index in touching)
+        return [Fragment(fragment.text, replace(span, start=start, end=end))]
     pieces = []
-    for row_start, row_end, source in touching:
-        start, end = max(row_start, span.start), min(row_end, span.end)
-        piece = text[start - span.start : end - span.start]
-        if source.kind in (Kind.OMISSION, Kind.SEPARATOR):
-            pieces.append(Fragment(piece, source))
-        else:
-            begin = source.start + start - row_start
-            pieces.append(Fragment(piece, replace(source, start=begin, end=begin + end - start)))
+    for index in touching:
+        start, end = max(origin.bounds[index], span.start), min(origin.bounds[index + 1], span.end)
+        source = origin.spans[index]
+        if source.kind not in (Kind.OMISSION, Kind.SEPARATOR):
+            begin = _source_offset(origin, index, start)
+            source = replace(source, start=begin, end=begin + end - start)
+        pieces.append(Fragment(fragment.text[start - span.start : end - span.start], source))
     return pieces
+
+
+def _source_offset(origin: _Origin, index: int, offset: int) -> int:
+    """Return where an offset in a compressed document stands in its source, as near as can be told."""
+    source = origin.spans[index]
+    return min(source.end, source.start + offset - origin.bounds[index])

@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 from kompakt.compressor.errors import ValidityError
+from kompakt.compressor.results import fragments_of, joined_text
 from kompakt.compressor.types import Compressed, Document, Kind
 from kompakt.compressor.units.json_tree import is_json
+from kompakt.compressor.units.messages import chat_of, is_same_chat
 from kompakt.compressor.units.segment import Content, recognise
-from kompakt.compressor.units.sentences import lines_of
 from kompakt.compressor.units.syntax import parses
 
 
 def check(result: Compressed) -> None:
     """Raise if an output broke a promise, so that it is never sent.
 
-    JSON must parse, code must be free of syntax errors that were not in its source, protected text must be there
-    byte for byte, and verbatim spans must equal their source.
+    JSON must parse, a chat must keep its messages and tool calls, code must be free of syntax errors that were not
+    in its source, protected text must be there byte for byte, and verbatim spans must equal their source.
 
     Raises:
         ValidityError: Naming the document and the promise.
     """
     sources = {source.id or "": source for source in result.sources}
     for document in result.documents:
-        _check_syntax(document, sources[document.id or ""])
+        if document.text != sources[document.id or ""].text:
+            _check_syntax(document, sources[document.id or ""])
+    if result.text != joined_text(result.documents):
+        raise ValidityError("the output as a whole differs from its documents")
     _check_spans(result, sources)
     _check_protected(result)
 
 
 def _check_syntax(document: Document, source: Document) -> None:
-    if document.text == source.text:
-        return
     content = recognise(source)
-    if content.kind is Kind.JSON and not _is_json(document.text, content):
-        raise ValidityError(f"document {document.id!r} was JSON and would no longer be")
-    if (
-        content.kind is Kind.CODE
-        and not parses(document.text, content.language)
-        and parses(source.text, content.language)
-    ):
+    if content.kind is Kind.JSON:
+        _check_json(document, source, content)
+    if content.kind is Kind.CODE and _breaks(document.text, source.text, content.language):
         raise ValidityError(f"document {document.id!r} is {content.language} and would no longer parse")
 
 
-def _is_json(text: str, content: Content) -> bool:
-    if content.by_line:
-        return all(is_json(line) for line in lines_of(text) if line.strip())
-    return is_json(text)
+def _breaks(text: str, source: str, language: str) -> bool:
+    return not parses(text, language) and parses(source, language)
+
+
+def _check_json(document: Document, source: Document, content: Content) -> None:
+    lines = [line for line in document.text.split("\n") if line.strip()]
+    if not (all(map(is_json, lines)) if content.by_line else is_json(document.text)):
+        raise ValidityError(f"document {document.id!r} was JSON and would no longer be")
+    if not content.by_line and chat_of(source.text) and not is_same_chat(document.text, source.text):
+        raise ValidityError(f"document {document.id!r} is a chat and would lose messages, ids or tool calls")
 
 
 def _check_spans(result: Compressed, sources: dict[str, Document]) -> None:
     for part in result.parts:
-        bounds = [*part.starts, len(part.text)]
-        for span, start, end in zip(part.spans, bounds, bounds[1:], strict=False):
+        if list(part.starts) != sorted(part.starts) or len(part.starts) != len(part.spans) or part.starts[:1] != (0,):
+            raise ValidityError("the spans do not tile the output")
+        for piece in fragments_of(part):
+            span = piece.span
             if span.kind in (Kind.OMISSION, Kind.SEPARATOR):
                 continue
-            if part.text[start:end] != sources[span.document_id].text[span.start : span.end]:
-                raise ValidityError(f"characters {start} to {end} of the output are not those of their source {span}")
+            if piece.text != sources[span.document_id].text[span.start : span.end]:
+                raise ValidityError(f"{piece.text[:60]!r} is not what stands in its source {span}")
 
 
 def _check_protected(result: Compressed) -> None:

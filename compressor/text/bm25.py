@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence, Set
 from functools import lru_cache
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
 _IDENTIFIER = regex.compile(r"[\p{L}\p{N}_]+(?:[-.:/@+_][\p{L}\p{N}_]+)+")
+
+# the same patterns for plain ASCII, at a third of the time
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_ASCII_IDENTIFIER = re.compile(r"[a-z0-9_]+(?:[-.:/@+_][a-z0-9_]+)+")
 
 _STOP_WORDS = frozenset(
     "a about an and are as at be been by can could did do does for from had has have he her his how i if in into is "
@@ -40,21 +45,27 @@ def terms(text: str) -> list[str]:
     An identifier such as ``http/server.py`` or ``2024-05-20`` counts as a whole and by its parts.
     """
     lowered = text.lower()
-    words: list[str] = _stemmer().stemWords(_WORD.findall(lowered))
-    return words + _IDENTIFIER.findall(lowered)
+    words: list[str] = _stemmer().stemWords(_words(lowered))
+    return words + _identifiers(lowered)
+
+
+def _words(lowered: str) -> list[str]:
+    return _ASCII_WORD.findall(lowered) if lowered.isascii() else _WORD.findall(lowered)
+
+
+def _identifiers(lowered: str) -> list[str]:
+    return _ASCII_IDENTIFIER.findall(lowered) if lowered.isascii() else _IDENTIFIER.findall(lowered)
 
 
 def stem(text: str) -> list[str]:
     """Return the distinct stemmed words of a text without function words."""
-    words = [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+    words = [word for word in _words(text.lower()) if word not in _STOP_WORDS]
     return list(dict.fromkeys(_stemmer().stemWords(words)))
 
 
 def query_terms(query: str) -> list[str]:
     """Return the distinct terms of a query without function words, unless it has no others."""
-    return list(dict.fromkeys([*stem(query), *_IDENTIFIER.findall(query.lower())])) or list(
-        dict.fromkeys(terms(query))
-    )
+    return list(dict.fromkeys([*stem(query), *_identifiers(query.lower())])) or list(dict.fromkeys(terms(query)))
 
 
 def unit_terms(units: Units) -> list[list[str]]:

@@ -76,7 +76,7 @@ class Default(ScoringCompressor):
             scores = spread(units, _relevance(units, query, encoder, prose), query)
         else:
             scores = _importance(units, encoder, prose)
-        scores = scores + np.array(structure_bonus(units))
+        scores = scores + np.array(structure_bonus(units, query))
         repeats = list(Dedup().repeats(units))
         scores[repeats] *= _REPEAT
         return list(scores)

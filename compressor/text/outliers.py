@@ -72,7 +72,7 @@ def _sibling_rows(units: Units) -> dict[Hashable, list[int]]:
         parent = unit.parent
         if unit.kind is not Kind.JSON:
             continue
-        if parent is None or units[parent].layout is Layout.JSON_ARRAY:
+        if parent is None or units[parent].layout in (Layout.JSON_ARRAY, Layout.JSON_LINES):
             rows[unit.document, parent].append(index)
     return rows
 

@@ -39,9 +39,8 @@ _LEANING = regex.compile(
     r"\s*(?:(?i:he|she|it|they|this|that|these|those|his|her|its|their|such|however|therefore|thus|moreover|both"
     r"|the (?:former|latter|same)|er|sie|es|diese[rsmn]?|ils?|elles?|cela)\b)"
 )
-_NAME = regex.compile(
-    r"\b\p{Lu}[\p{L}\p{M}\p{N}'\u2019.-]*(?:\s+(?:(?:of|the|de|and|von|van|&)\s+)?\p{Lu}[\p{L}\p{M}\p{N}'\u2019.-]*)*"
-)
+_PROPER = r"(?:\p{Lu}\.|\p{Lu}[\p{L}\p{M}\p{N}'\u2019-]*)"
+_NAME = regex.compile(rf"\b{_PROPER}(?: +(?:(?:of|the|de|and|von|van|&) +)?{_PROPER})*")
 
 
 def spread(units: Units, scores: np.ndarray, query: str) -> np.ndarray:

@@ -31,14 +31,16 @@ class Structured(ScoringCompressor):
 
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return the lexical relevance of each unit plus what its place in the structure is worth."""
-        return [value + bonus for value, bonus in zip(relevance(units, query), structure_bonus(units), strict=True)]
+        return [
+            value + bonus for value, bonus in zip(relevance(units, query), structure_bonus(units, query), strict=True)
+        ]
 
 
-def structure_bonus(units: Units) -> list[float]:
+def structure_bonus(units: Units, query: str | None) -> list[float]:
     """Return what to add to the relevance (0 to 1) of each unit because of its place in the structure.
 
     Positive for rows that stand out, lines that report a failure and signatures; negative for log lines whose
-    template came before. Zero for prose.
+    template came before. Zero for prose. Without a query, every signature comes before every body.
     """
     bonus = [0.0] * len(units)
     for index in outlying_rows(units):
@@ -49,5 +51,5 @@ def structure_bonus(units: Units) -> list[float]:
         if unit.kind is Kind.LOG and is_alarm(unit.text):
             bonus[index] += _ALARM
         elif unit.kind is Kind.CODE and unit.is_container:
-            bonus[index] += _SIGNATURE
+            bonus[index] += _SIGNATURE if query else 1.0
     return bonus

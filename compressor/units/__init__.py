@@ -1,0 +1,1 @@
+"""Documents to units and back: segmenters by kind of content, and the writer."""

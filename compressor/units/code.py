@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from kompakt.compressor.types import Kind
-from kompakt.compressor.units.sentences import lines_of
-from kompakt.compressor.units.syntax import GRAMMARS, character_offsets, extent, n_errors, parse
+from kompakt.compressor.units.sentences import Range, lines_of
+from kompakt.compressor.units.syntax import GRAMMARS, character_offsets, parse
 from kompakt.compressor.units.unit import Layout, Unit
 
 if TYPE_CHECKING:
@@ -25,14 +25,15 @@ _ALIASES: Final = {"py": "python", "python3": "python", "shell": "bash", "c++": 
 
 _BODIES: Final = frozenset(
     {"block", "statement_block", "class_body", "compound_statement", "declaration_list", "field_declaration_list",
-     "interface_body", "enum_body", "constructor_body"}
+     "interface_body", "constructor_body"}
 )  # fmt: skip
-_OPENS_BODY = re.compile(r"function|method|class|constructor|impl_item|mod_item|trait_item|interface|namespace")
-_CODE_LINE = re.compile(
-    r"^\s*(?:def |class |import |from \S+ import|func |fn |pub |use |package |#include|const |let |var |return\b"
-    r"|if \(|for \(|while \(|public |private |static |@\w+|\}|.*[;{]\s*$|.*\):\s*$)"
+_OPENS_BODY: Final = re.compile(
+    r"function|method|class|constructor|impl_item|mod_item|trait_item|interface|namespace|linkage"
 )
-_GUESSES: Final = ("python", "javascript", "typescript", "go", "rust", "java", "c", "cpp", "bash")
+_WRAPPERS: Final = frozenset({"decorated_definition", "export_statement", "template_declaration"})
+_ATTRIBUTES: Final = frozenset({"decorator", "attribute_item"})
+_COMMENTS: Final = frozenset({"comment", "line_comment", "block_comment"})
+_MAX_DEPTH: Final = 12
 
 
 def language_of(name: str) -> str | None:
@@ -41,15 +42,6 @@ def language_of(name: str) -> str | None:
     suffix = PurePath(lowered).suffix.lstrip(".") or lowered
     language = EXTENSIONS.get(suffix) or _ALIASES.get(lowered, lowered)
     return language if language in GRAMMARS and language != "json" else None
-
-
-def guess_language(text: str) -> str | None:
-    """Return the language that explains ``text`` without a syntax error, if most of its lines look like code."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    code_like = sum(1 for line in lines if _CODE_LINE.match(line))
-    if len(lines) < 3 or code_like < max(2, 0.2 * len(lines)):
-        return None
-    return next((language for language in _GUESSES if n_errors(text, language) == 0), None)
 
 
 def split_code(text: str, language: str, *, document: int, context: str = "") -> list[Unit]:
@@ -67,13 +59,22 @@ def split_code(text: str, language: str, *, document: int, context: str = "") ->
     root = parse(text, language).root_node
     inner = Layout.PYTHON_BLOCK if language == "python" else Layout.BRACE_BLOCK
     outer = Layout.HASH_BLOCK if language in ("python", "bash") else inner
-    tree = _Tree(text, document, character_offsets(text), inner, bodies=language != "bash")
-    top = tree.root(outer)
+    tree = _Tree(text, document, character_offsets(text), inner, has_bodies=language != "bash")
+    whole = (0, len(text))
+    tree.add(whole, "", None, inside=whole, layout=outer)
     if root.has_error:
-        tree.lines(context, top)
+        tree.add_lines(context)
     else:
-        tree.body(root, (0, len(text)), context, top)
+        tree.add_pieces(tree.pieces(root.named_children), whole, context, parent=0, depth=0)
     return tree.units
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Statements that cannot be parted, with the offset of the line on which they begin."""
+
+    start: int
+    nodes: list[Node]
 
 
 @dataclass(slots=True)
@@ -82,90 +83,119 @@ class _Tree:
     document: int
     offset: Callable[[int], int]
     layout: Layout
-    bodies: bool
+    has_bodies: bool
     units: list[Unit] = field(default_factory=list)
 
-    def root(self, layout: Layout) -> int:
-        end = len(self.text)
-        self.units.append(
-            Unit(self.document, 0, end, Kind.CODE, "", head_end=0, tail_start=end, layout=layout, noun="lines")
-        )
-        return 0
+    def pieces(self, nodes: Sequence[Node], indent: str | None = None) -> list[_Piece]:
+        """Group consecutive nodes into pieces of whole lines.
 
-    def body(self, node: Node, area: tuple[int, int], context: str, parent: int) -> None:
-        """Cut ``area`` at the lines on which a child of ``node`` begins."""
-        start, end = area
-        children = node.named_children
-        starts = [self._line_start(self.offset(child.start_byte), start) for child in children]
-        previous = start
-        pending: list[Node] = []
-        for child, child_start in zip(children, starts, strict=True):
-            # a statement that shares its line with the one before it cannot be parted from it
-            if child_start > previous and pending:
-                self._statement(pending, (previous, child_start), context, parent)
-                previous, pending = child_start, []
-            pending.append(child)
-        if previous < end:
-            self._statement(pending, (previous, end), context, parent)
+        Args:
+            nodes: The statements of one block.
+            indent: What every piece must start with, where that carries meaning; None elsewhere.
+        """
+        found: list[_Piece] = []
+        for node in nodes:
+            before = self._before(node)
+            start = self.offset(node.start_byte) - len(before)
+            is_alone = not before.strip() and indent in (None, before)
+            if found and (not is_alone or self._belongs_below(found[-1].nodes[-1], start, indent)):
+                found[-1].nodes.append(node)
+            else:
+                found.append(_Piece(start, [node]))
+        return found
 
-    def lines(self, context: str, parent: int) -> None:
+    def _belongs_below(self, node: Node, start: int, indent: str | None) -> bool:
+        """Tell whether ``node`` says something about the statement on the line that begins at ``start``."""
+        if node.type in _ATTRIBUTES:
+            return True
+        before = self._before(node)
+        is_alone = not before.strip() and indent in (None, before)
+        gap = self.text[self.offset(node.end_byte) : start]
+        return node.type in _COMMENTS and is_alone and gap.count("\n") <= 1 and not gap.strip()
+
+    def add_pieces(self, pieces: Sequence[_Piece], area: Range, context: str, *, parent: int, depth: int) -> None:
+        """Add pieces that tile ``area``, each with the lines up to the next."""
+        bounds = [area[0], *(piece.start for piece in pieces[1:]), area[1]]
+        for piece, start, end in zip(pieces, bounds, bounds[1:], strict=False):
+            self._add_piece(piece.nodes, (start, end), context, parent, depth)
+
+    def _add_piece(self, nodes: Sequence[Node], area: Range, context: str, parent: int, depth: int) -> None:
+        statements = [node for node in nodes if node.type not in _COMMENTS | _ATTRIBUTES]
+        can_open = self.has_bodies and depth < _MAX_DEPTH and len(statements) == 1
+        members = _members(statements[0]) if can_open else []
+        inner = self._inside(statements[0], members, area) if members else None
+        if inner is None:
+            self.add(area, context, parent)
+            return
+        pieces, inside = inner
+        index = self.add(area, context, parent, inside=inside, layout=self.layout)
+        signature = self.text[area[0] : inside[0]].strip()
+        self.add_pieces(pieces, inside, f"{context} {signature}".strip(), parent=index, depth=depth + 1)
+
+    def _inside(self, owner: Node, members: Sequence[Node], area: Range) -> tuple[list[_Piece], Range] | None:
+        """Return the pieces and the whole lines of a body, or None if it shares a line with what is around it."""
+        is_python = self.layout is Layout.PYTHON_BLOCK
+        if is_python:
+            # comments may be indented at will
+            members = members[next((i for i, node in enumerate(members) if node.type not in _COMMENTS), 0) :]
+        indent = self._before(members[0])
+        start = self.offset(members[0].start_byte) - len(indent)
+        end = self._line_end(self.offset(members[-1].end_byte), area[1])
+        if start <= area[0] or indent.strip() or end <= start:
+            return None
+        if not is_python and not self.text[end : self.offset(owner.end_byte)].strip():
+            return None
+        return self.pieces(members, indent if is_python else None), (start, end)
+
+    def add_lines(self, context: str) -> None:
+        """Add every line, for want of a structure."""
         start = 0
         for line in lines_of(self.text):
-            self._add((start, start + len(line)), context, parent)
+            self.add((start, start + len(line)), context, 0)
             start += len(line)
 
-    def _statement(self, nodes: list[Node], area: tuple[int, int], context: str, parent: int) -> None:
-        block = _body_of(nodes[0]) if self.bodies and len(nodes) == 1 else None
-        inner = self._inside(block, area) if block is not None else None
-        if block is None or inner is None:
-            self._add(area, context, parent)
-            return
-        signature = self.text[area[0] : inner[0]].strip()
-        index = self._add(area, context, parent, inner)
-        self.body(block, inner, f"{context} {signature}".strip(), index)
-
-    def _inside(self, block: Node, area: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the whole lines of a body, or None if it shares a line with what is around it."""
-        named = block.named_children
-        if not named:
-            return None
-        start = self._line_start(self.offset(named[0].start_byte), area[0])
-        last = self.offset(named[-1].end_byte)
-        newline = self.text.find("\n", last)
-        end = area[1] if newline < 0 or newline >= area[1] else newline + 1
-        body_start, body_end = extent(block, self.offset)
-        shares_first = start <= area[0] or (block.start_byte != named[0].start_byte and start <= body_start)
-        shares_last = self.layout is Layout.BRACE_BLOCK and end >= body_end
-        return None if shares_first or shares_last or end <= start else (start, end)
-
-    def _line_start(self, position: int, floor: int) -> int:
-        return max(self.text.rfind("\n", 0, position) + 1, floor)
-
-    def _add(self, area: tuple[int, int], context: str, parent: int, inner: tuple[int, int] | None = None) -> int:
-        head_end, tail_start = inner or (area[1], area[1])
-        self.units.append(
-            Unit(
-                self.document,
-                *area,
-                Kind.CODE,
-                self.text[area[0] : head_end],
-                context,
-                head_end,
-                tail_start,
-                parent,
-                layout=self.layout if inner else Layout.FLAT,
-                noun="lines",
-            )  # fmt: skip
+    def add(
+        self,
+        area: Range,
+        context: str,
+        parent: int | None,
+        *,
+        inside: Range | None = None,
+        layout: Layout = Layout.FLAT,
+    ) -> int:
+        """Add a unit, with room for children in ``inside`` if that is given, and return its index."""
+        head_end, tail_start = inside or (area[1], area[1])
+        head = self.text[area[0] : head_end]
+        unit = Unit(
+            self.document, *area, Kind.CODE, head, context, head_end, tail_start, parent, layout=layout, noun="lines"
         )
+        self.units.append(unit)
         return len(self.units) - 1
 
+    def _before(self, node: Node) -> str:
+        """Return what stands on a node's line before it."""
+        position = self.offset(node.start_byte)
+        return self.text[self.text.rfind("\n", 0, position) + 1 : position]
 
-def _body_of(node: Node) -> Node | None:
-    """Return the body of a definition, looking through decorators and exports."""
-    if node.type in ("decorated_definition", "export_statement"):
-        inner = node.child_by_field_name("definition") or node.child_by_field_name("declaration")
-        return _body_of(inner) if inner is not None else None
-    if not _OPENS_BODY.search(node.type):
-        return None
-    body = node.child_by_field_name("body")
-    return body if body is not None and body.type in _BODIES else None
+    def _line_end(self, position: int, limit: int) -> int:
+        if self.text[position - 1] == "\n":
+            return position
+        newline = self.text.find("\n", position, limit)
+        return limit if newline < 0 else newline + 1
+
+
+def _members(node: Node) -> list[Node]:
+    """Return the statements of a definition's body; none if it has no body that can be cut."""
+    if node.type in _WRAPPERS:
+        wrapped = [child for child in node.named_children if _OPENS_BODY.search(child.type)]
+        return _members(wrapped[-1]) if wrapped else []
+    if node.type == "preproc_ifdef":
+        return [] if node.child_by_field_name("alternative") else node.named_children[1:]
+    body = node.child_by_field_name("body") if _OPENS_BODY.search(node.type) else None
+    if body is None or body.type not in _BODIES:
+        return []
+    return [
+        member
+        for child in body.named_children
+        for member in (child.named_children if child.type == "statement_list" else [child])
+    ]

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from kompakt.compressor.types import Kind
-from kompakt.compressor.units.sentences import split_sentences
+from kompakt.compressor.units.sentences import filled_lines, split_sentences
 from kompakt.compressor.units.syntax import character_offsets, extent, parse
-from kompakt.compressor.units.unit import Layout, Unit
+from kompakt.compressor.units.unit import Layout, Unit, shift
 
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-_MAX_LEAF = 400
+_MAX_LEAF: Final = 400
 """Characters up to which an object, array or string is kept or dropped whole: about a hundred tokens."""
-_MAX_DEPTH = 64
+_MAX_ROW: Final = 2000
+"""Characters up to which a row of a JSON Lines file is kept or dropped whole."""
+_MAX_DEPTH: Final = 64
+
+
+def read_json(text: str) -> Any:  # noqa: ANN401 (any JSON)
+    """Return the value of a JSON text, with whole numbers as strings: Python refuses those of over 4300 digits.
+
+    Raises:
+        ValueError: If it is not JSON.
+        RecursionError: If it is nested too deeply to be read.
+    """
+    return json.loads(text, parse_int=str)
 
 
 def is_json(text: str) -> bool:
@@ -27,7 +40,7 @@ def is_json(text: str) -> bool:
     if not stripped or stripped[0] + stripped[-1] not in ("{}", "[]"):
         return False
     try:
-        json.loads(stripped)
+        read_json(stripped)
     except (ValueError, RecursionError):
         return False
     return True
@@ -35,7 +48,9 @@ def is_json(text: str) -> bool:
 
 def is_json_lines(text: str) -> bool:
     """Tell whether every line of ``text`` that is not blank is a JSON object or array, and there are two or more."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    lines = [line for line in text.split("\n") if line.strip()]
     return len(lines) > 1 and all(is_json(line) for line in lines)
 
 
@@ -46,21 +61,47 @@ def split_json(text: str, *, document: int, context: str = "") -> list[Unit]:
         text: Valid JSON.
         document: Index of the document in the request.
         context: What stands above it.
+
+    Returns:
+        A root unit that spans the text, and what is inside it.
     """
     root = parse(text, "json").root_node
     values = [node for node in root.named_children if node.type in ("object", "array")]
     if root.has_error or len(values) != 1:
         return [Unit(document, 0, len(text), Kind.JSON, text, context)]
     tree = _Tree(text, document, character_offsets(text))
-    start, end = extent(values[0], tree.offset)
-    tree.container(values[0], _Place(start, context), atomic=False)
-    first = tree.units[0]
+    start, _ = extent(values[0], tree.offset)
+    tree.container(values[0], _Place(start, context))
     # white space around the root belongs to it
-    tree.units[0] = Unit(
-        document, 0, len(text), Kind.JSON, first.text, context,
-        first.head_end, first.tail_start, None, (), first.protected, first.layout, first.noun,
-    )  # fmt: skip
+    tree.units[0] = replace(tree.units[0], start=0, end=len(text))
     return tree.units
+
+
+def split_json_lines(text: str, *, document: int, context: str = "") -> list[Unit]:
+    """Cut JSON Lines into rows, and rows of over 2000 characters further.
+
+    Args:
+        text: JSON objects or arrays, one a line.
+        document: Index of the document in the request.
+        context: What stands above it.
+
+    Returns:
+        A root unit that spans the text and has the rows as its children.
+    """
+    end = len(text)
+    units = [
+        Unit(document, 0, end, Kind.JSON, "", head_end=0, tail_start=end, layout=Layout.JSON_LINES, noun="rows")
+    ]  # fmt: skip
+    start = 0
+    for row in filled_lines(text):
+        is_short = len(row) <= _MAX_ROW
+        made = [Unit(document, 0, len(row), Kind.JSON, row, context)] if is_short else split_json(
+            row, document=document, context=context
+        )  # fmt: skip
+        before = len(units)
+        units.extend(shift(unit, by=start, units_before=before, parent=0) for unit in made)
+        start += len(row)
+    return units
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +124,21 @@ class _Tree:
 
     def value(self, node: Node, place: _Place) -> None:
         _, end = extent(node, self.offset)
-        if end - place.start <= _MAX_LEAF or place.depth >= _MAX_DEPTH:
-            self._leaf(place, end)
-        elif node.type in ("object", "array"):
+        is_small = end - place.start <= _MAX_LEAF or place.depth >= _MAX_DEPTH
+        if node.type in ("object", "array") and node.named_child_count and not is_small:
             self.container(node, place)
-        elif node.type == "string":
+        elif node.type == "string" and not is_small:
             self._string(node, place)
         else:
-            self._leaf(place, end)
+            self._add(place, end, end, end, Layout.FLAT)
 
-    def container(self, node: Node, place: _Place, *, atomic: bool = True) -> None:
+    def container(self, node: Node, place: _Place) -> None:
         start, end = extent(node, self.offset)
-        children = [child for child in node.named_children if child.type != "comment"]
-        if not children and atomic:
-            self._leaf(place, end)
-            return
-        is_array = node.type == "array"
+        children = node.named_children
         tail_start = extent(children[-1], self.offset)[1] if children else end - 1
-        index = self._add(
-            place,
-            start + 1,
-            tail_start,
-            end,
-            Layout.JSON_ARRAY if is_array else Layout.JSON_OBJECT,
-            place.noun,
-        )
+        is_array = node.type == "array"
+        layout = Layout.JSON_ARRAY if is_array else Layout.JSON_OBJECT
+        index = self._add(place, start + 1, tail_start, end, layout)
         for child in children:
             child_start, _ = extent(child, self.offset)
             inside = _Place(child_start, place.path, index, place.depth + 1)
@@ -117,65 +148,53 @@ class _Tree:
                 self._pair(child, inside)
 
     def _pair(self, node: Node, place: _Place) -> None:
-        key, value = node.child_by_field_name("key"), node.child_by_field_name("value")
-        if key is None or value is None:
-            self._leaf(place, extent(node, self.offset)[1])
-            return
-        name = self.text[slice(*extent(key, self.offset))].strip('"')
+        key, value = node.named_children
+        start, end = extent(key, self.offset)
+        name = self.text[start + 1 : end - 1]
         path = f"{place.path} {name}" if place.path else name
-        self.value(value, _Place(place.start, path, place.parent, place.depth, name or "items"))
+        self.value(value, replace(place, path=path, noun=name or "items"))
 
     def _string(self, node: Node, place: _Place) -> None:
         start, end = extent(node, self.offset)
-        inner = self.text[start + 1 : end - 1]
-        index = self._add(place, start + 1, end - 1, end, Layout.JSON_STRING, "sentences")
-        cuts = {start + 1 + a for a, _ in split_sentences(inner)} - self._inside_escapes(node)
-        for a, b in pairwise([*sorted(cuts), end - 1]):
-            piece = self.text[a:b]
-            self.units.append(Unit(self.document, a, b, Kind.JSON, piece, place.path, parent=index))
+        index = self._add(replace(place, noun="sentences"), start + 1, end - 1, end, Layout.JSON_STRING)
+        readable = _ESCAPE.sub(_unescape, self.text[start + 1 : end - 1])
+        cuts = [a for a, _ in split_sentences(readable) if a == 0 or readable[a - 1] != _FILLER]
+        inside = replace(place, parent=index)
+        for a, b in pairwise(start + 1 + cut for cut in [*cuts, len(readable)]):
+            self._add(replace(inside, start=a), b, b, b, Layout.FLAT)
 
-    def _inside_escapes(self, string: Node) -> set[int]:
-        """Offsets at which a cut would part an escape sequence such as ``\\u00e9``."""
-        inside: set[int] = set()
-        stack = list(string.children)
-        while stack:
-            node = stack.pop()
-            stack.extend(node.children)
-            if node.type == "escape_sequence":
-                start, end = extent(node, self.offset)
-                inside.update(range(start + 1, end))
-        return inside
-
-    def _leaf(self, place: _Place, end: int) -> None:
+    def _add(self, place: _Place, head_end: int, tail_start: int, end: int, layout: Layout) -> int:
         self.units.append(
             Unit(
                 self.document,
                 place.start,
                 end,
                 Kind.JSON,
-                self.text[place.start : end],
-                place.path,
-                parent=place.parent,
-            )  # fmt: skip
-        )
-
-    def _add(self, place: _Place, head_end: int, tail_start: int, end: int, layout: Layout, noun: str) -> int:
-        head = self.text[place.start : head_end]
-        self.units.append(
-            Unit(
-                self.document,
-                place.start,
-                end,
-                Kind.JSON,
-                head,
+                self.text[place.start : head_end],
                 place.path,
                 head_end,
                 tail_start,
                 place.parent,
-                (),
-                False,
-                layout,
-                noun,
-            )  # fmt: skip
+                layout=layout,
+                noun=place.noun,
+            )
         )
         return len(self.units) - 1
+
+
+_ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
+_FILLER: Final = "\ue000"
+"""Stands for the characters of an escape sequence but its last; there is no cut after it."""
+_CONTROLS: Final = {"n": " \n", "r": "  ", "t": "  ", "f": "  ", "b": "  "}
+
+
+def _unescape(match: re.Match[str]) -> str:
+    """Return what an escape sequence means, filled up to its length so that offsets stay."""
+    code, letter = match.groups()
+    if letter is not None:
+        return _CONTROLS.get(letter, _FILLER + letter)
+    character = chr(int(code, 16))
+    if "\ud800" <= character <= "\udbff" or character.isspace():
+        # a cut here would part a surrogate pair, or move to the start of the white space
+        return _FILLER * 6
+    return _FILLER * 5 + ("x" if "\udc00" <= character <= "\udfff" else character)

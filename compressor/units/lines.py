@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Final
 
 from kompakt.compressor.types import Kind
-from kompakt.compressor.units.sentences import lines_of
+from kompakt.compressor.units.sentences import filled_lines
 from kompakt.compressor.units.unit import Unit
 
-_TIMESTAMP = re.compile(
-    r"^\W{0,2}(?:\d{4}[-/]\d\d[-/]\d\d|\d\d:\d\d:\d\d|[A-Z][a-z]{2} +\d{1,2} \d\d:\d\d|\d{10,13}\b)"
-)
-_LEVEL = re.compile(r"\b(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL)\b")
-_DELIMITERS = ("|", "\t", ",", ";")
+_DATE: Final = r"\d{4}[-/]\d\d[-/]\d\d|\d\d?/[A-Z][a-z]{2}/\d{4}|[A-Z][a-z]{2} +\d{1,2} \d\d:\d\d"
+_TIME: Final = re.compile(rf"\W{{0,2}}(?:{_DATE}|\d\d:\d\d:\d\d|\d{{10,13}}\b)|[\w.:-]+ \S+ \S+ \[(?:{_DATE})")
+_LEVEL: Final = re.compile(r"\b(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL)\b")
+_DELIMITERS: Final = ("|", "\t", ",", ";")
+_QUOTED: Final = re.compile(r'"[^"\n]*"')
+_RULE: Final = re.compile(r"[\s|:+-]*-[\s|:+-]*")
+_NUMBER: Final = re.compile(r"[-+$€£]?\d[\d.,:/ -]*[%a-zA-Z]?")
+_MAX_CELL: Final = 40
 
 
 def is_log(text: str) -> bool:
     """Tell whether most lines start with a time or name a log level."""
     lines = _filled(text)
-    marked = sum(1 for line in lines if _TIMESTAMP.match(line) or _LEVEL.search(line[:80]))
+    marked = sum(1 for line in lines if _is_log_line(line))
     return len(lines) >= 3 and marked >= 0.5 * len(lines)
 
 
+def _is_log_line(line: str) -> bool:
+    return bool(_TIME.match(line) or _LEVEL.search(line, 0, 80))
+
+
 def table_delimiter(text: str) -> str | None:
-    """Return the character that parts the columns, if every line has the same number of them; else None."""
-    lines = _filled(text)
-    if len(lines) < 3:
+    """Return the character that parts the columns, if nearly all lines have the same number of them; else None.
+
+    A table whose first line looks like one of a log is none: it has no header, and its rows stand alone.
+    """
+    lines = [_QUOTED.sub('""', line) if '"' in line else line for line in _filled(text)]
+    if len(lines) < 3 or _is_log_line(lines[0]):
         return None
     for delimiter in _DELIMITERS:
         counts = [line.count(delimiter) for line in lines]
@@ -36,40 +49,59 @@ def table_delimiter(text: str) -> str | None:
 
 
 def _is_tabular(lines: Sequence[str], delimiter: str) -> bool:
-    """Prose has commas too, but its lines do not consist of short cells."""
-    cells = [cell.strip() for line in lines for cell in line.split(delimiter)]
-    return sum(len(cell) for cell in cells) <= 40 * len(cells) and not any(
-        line.rstrip().endswith(".") for line in lines[1:3]
-    )
+    """Prose has commas too, but with a space or a line's end after them, and long stretches between."""
+    n_delimiters = sum(line.count(delimiter) for line in lines)
+    n_cells = n_delimiters + len(lines)
+    if sum(map(len, lines)) > _MAX_CELL * n_cells or any(line.rstrip().endswith(".") for line in lines[1:3]):
+        return False
+    if delimiter in "|\t":
+        return True
+    loose = sum(line.count(f"{delimiter} ") + line.rstrip().endswith(delimiter) for line in lines)
+    return loose < 0.5 * n_delimiters
 
 
 def split_lines(text: str, *, document: int, kind: Kind, context: str = "") -> list[Unit]:
     """Cut text into lines; blank ones stay with the line before them."""
-    units: list[Unit] = []
-    start = 0
-    for line in lines_of(text):
-        end = start + len(line)
-        if units and not line.strip():
-            units[-1] = Unit(document, units[-1].start, end, kind, units[-1].text, context)
-        else:
-            units.append(Unit(document, start, end, kind, line, context))
-        start = end
-    return units
+    return _as_units(filled_lines(text), document, kind, context)
 
 
 def split_table(text: str, *, document: int, context: str = "") -> list[Unit]:
     """Cut a table into rows; every row requires the header, without which its cells mean nothing."""
-    rows = split_lines(text, document=document, kind=Kind.TABLE, context=context)
-    n_header = 2 if len(rows) > 1 and re.fullmatch(r"[\s|:+-]*-[\s|:+-]*", rows[1].text) else 1
-    header = tuple(range(n_header))
-    names = rows[0].text.strip() if rows else ""
+    rows = _as_units(_join_quoted(filled_lines(text)), document, Kind.TABLE, context)
+    header = tuple(range(_header_height(rows)))
+    names = f"{context} {rows[0].text.strip()}".strip() if header else context
     return [
-        row if index < n_header else Unit(
-            row.document, row.start, row.end, row.kind, row.text, f"{context} {names}".strip(), requires=header
-        )
-        for index, row in enumerate(rows)
-    ]  # fmt: skip
+        row if index in header else replace(row, context=names, requires=header) for index, row in enumerate(rows)
+    ]
+
+
+def _header_height(rows: Sequence[Unit]) -> int:
+    """Return how many rows name the columns: two if a rule follows the first, none if that begins with a number."""
+    if len(rows) > 1 and _RULE.fullmatch(rows[1].text):
+        return 2
+    if not rows:
+        return 0
+    cells = (cell.strip(' "\n') for cell in re.split(r"[|\t,;]", rows[0].text))
+    return 0 if _NUMBER.fullmatch(next(filter(None, cells), "")) else 1
+
+
+def _join_quoted(lines: list[str]) -> list[str]:
+    """Join the lines over which a quoted cell of a CSV file runs, unless a quote has no partner."""
+    joined: list[list[str]] = []
+    is_open = False
+    for line in lines:
+        if is_open:
+            joined[-1].append(line)
+        else:
+            joined.append([line])
+        is_open ^= line.count('"') % 2 == 1
+    return lines if is_open else ["".join(row) for row in joined]
+
+
+def _as_units(lines: Sequence[str], document: int, kind: Kind, context: str) -> list[Unit]:
+    bounds = pairwise(accumulate(map(len, lines), initial=0))
+    return [Unit(document, start, end, kind, line, context) for line, (start, end) in zip(lines, bounds, strict=True)]
 
 
 def _filled(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.split("\n") if line.strip()]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
 
 from kompakt.compressor.types import Kind
 from kompakt.compressor.units.code import language_of, split_code
 from kompakt.compressor.units.json_tree import is_json, split_json
 from kompakt.compressor.units.lines import split_lines, split_table
-from kompakt.compressor.units.sentences import ProseSplitter, lines_of
+from kompakt.compressor.units.sentences import ProseSplitter, Range, lines_of
 from kompakt.compressor.units.unit import Unit, shift
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-_MARKUP = re.compile(r"^(?:#{1,6} |```|~~~|\s{0,3}[-*+] |\s{0,3}\d+[.)] |\s{0,3}\|.*\||> )", re.MULTILINE)
-_TITLE = re.compile(r"\A\s*(\S[^\n]{0,99})\n+(?=\S[^\n]{100})")
+_MARKUP: Final = re.compile(r"^(?:#{1,6} |```|~~~|\s{0,3}[-*+] |\s{0,3}\d+[.)] |\s{0,3}\|.*\||> )", re.MULTILINE)
+_TITLE: Final = re.compile(r"\A\s*(\S[^\n]{0,99})\n+(?=\S[^\n]{100})")
+_OPENING: Final = re.compile(r"\s*\S[^\n]*\n")
+_CLOSING: Final = re.compile(r"(?m)^[ \t>]*(?:`{3,}|~{3,})\s*\Z")
+_SPECIAL: Final = frozenset({"heading_open", "fence", "code_block", "table_open"})
 
 
 @cache
@@ -34,6 +37,8 @@ def _parser() -> MarkdownIt:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
+    """A heading, fence, indented code or table: what is not running text."""
+
     start: int
     end: int
     type: str
@@ -51,38 +56,39 @@ def split_markdown(text: str, splitter: ProseSplitter, *, document: int, context
         context: What stands above it, such as a title.
     """
     cutter = _Cutter(text, splitter, document, context)
-    blocks = list(_blocks(text)) if _MARKUP.search(text) else []
+    blocks = _blocks(text) if _MARKUP.search(text) else []
     if not blocks:
         cutter.plain()
+        return cutter.units
+    position = 0
     for block in blocks:
+        cutter.prose(position, block.start)
         cutter.add(block)
+        position = block.end
+    cutter.prose(position, len(text))
     return cutter.units
 
 
-def _blocks(text: str) -> Iterator[_Block]:
-    """Return consecutive blocks that tile the text."""
-    lines = [0]
-    for line in lines_of(text):
-        lines.append(lines[-1] + len(line))
-    marks = [token for token in _parser().parse(text.replace("\r", " ")) if token.map and token.level <= 1]
-    wanted = ("heading_open", "fence", "code_block", "table_open", "paragraph_open", "list_item_open", "html_block",
-              "hr", "blockquote_open", "bullet_list_open", "ordered_list_open")  # fmt: skip
-    starts: dict[int, _Block] = {}
-    for token in marks:
-        if token.type in wanted and token.map:
-            first, last = token.map
-            level = int(token.tag[1]) if token.type == "heading_open" else 0
-            starts.setdefault(
-                lines[first],
-                _Block(lines[first], lines[min(last, len(lines) - 1)], token.type, token.info, level),
-            )
-    ordered = [starts[start] for start in sorted(starts)]
-    if not ordered:
-        return
-    bounds = [0, *(block.start for block in ordered[1:]), len(text)]
-    for block, start, end in zip(ordered, bounds, bounds[1:], strict=False):
-        if end > start:
-            yield _Block(start, end, block.type, block.info, block.level)
+def _blocks(text: str) -> list[_Block]:
+    """Return the blocks that are not running text, in order, each with the blank lines after it."""
+    lines = lines_of(text)
+    starts = list(accumulate(map(len, lines), initial=0))
+    found: list[_Block] = []
+    line = 0
+    for token in _parser().parse(text.replace("\r", " ")):
+        if token.map is None or token.type not in _SPECIAL or token.map[0] < line:
+            continue
+        is_heading = token.type == "heading_open"
+        if is_heading and token.level > 0:
+            continue
+        first, line = token.map
+        while line < len(lines) and not lines[line].strip():
+            line += 1
+        # blank lines before the first block go with it
+        start = 0 if not found and not text[: starts[first]].strip() else starts[first]
+        level = int(token.tag[1]) if is_heading else 0
+        found.append(_Block(start, starts[line], token.type, token.info, level))
+    return found
 
 
 @dataclass(slots=True)
@@ -102,27 +108,25 @@ class _Cutter:
         """Add the whole text as prose; a short first line before long text is its title."""
         title = _TITLE.match(self.text)
         start = 0
-        if title and title.group(1)[-1] not in ".!?:,;。！？":
+        if title and title[1][-1] not in ".!?:,;。！？":  # noqa: RUF001
             start = title.end()
-            self._prose(0, start)
-            self.headings = [(1, title.group(1))]
-        self._prose(start, len(self.text))
+            self.prose(0, start)
+            self.headings = [(1, title[1])]
+        self.prose(start, len(self.text))
 
     def add(self, block: _Block) -> None:
+        """Add a block that is not running text."""
+        piece = self.text[block.start : block.end]
         match block.type:
             case "heading_open":
                 self._heading(block)
             case "fence":
                 self._fence(block)
             case "table_open":
-                piece = self.text[block.start : block.end]
                 self._extend(split_table(piece, document=self.document, context=self.context), block.start)
-            case "code_block":
-                piece = self.text[block.start : block.end]
+            case _:
                 units = split_lines(piece, document=self.document, kind=Kind.CODE, context=self.context)
                 self._extend(units, block.start)
-            case _:
-                self._prose(block.start, block.end)
 
     def _heading(self, block: _Block) -> None:
         while self.headings and self.headings[-1][0] >= block.level:
@@ -132,23 +136,13 @@ class _Cutter:
 
     def _fence(self, block: _Block) -> None:
         piece = self.text[block.start : block.end]
-        first, last = piece.find("\n") + 1, piece.rstrip().rfind("\n") + 1
+        opening, closing = _OPENING.match(piece), _CLOSING.search(piece)
+        first, last = opening.end() if opening else 0, closing.start() if closing else len(piece)
         if not 0 < first < last:
             self._add(block.start, block.end, Kind.CODE)
             return
         index = len(self.units)
-        self.units.append(
-            Unit(
-                self.document,
-                block.start,
-                block.end,
-                Kind.CODE,
-                piece[:first],
-                self.context,
-                block.start + first,
-                block.start + last,
-            )  # fmt: skip
-        )
+        self._add(block.start, block.end, Kind.CODE, inside=(block.start + first, block.start + last))
         self._extend(self._fenced(piece[first:last], block.info), block.start + first, parent=index)
 
     def _fenced(self, inner: str, info: str) -> list[Unit]:
@@ -159,13 +153,15 @@ class _Cutter:
             return split_json(inner, document=self.document, context=self.context)
         return split_lines(inner, document=self.document, kind=Kind.CODE, context=self.context)
 
-    def _prose(self, start: int, end: int) -> None:
+    def prose(self, start: int, end: int) -> None:
+        """Add running text."""
         for a, b in self.splitter(self.text[start:end]):
             self._add(start + a, start + b)
 
-    def _add(self, start: int, end: int, kind: Kind = Kind.PROSE) -> None:
-        if end > start:
-            self.units.append(Unit(self.document, start, end, kind, self.text[start:end], self.context))
+    def _add(self, start: int, end: int, kind: Kind = Kind.PROSE, *, inside: Range | None = None) -> None:
+        head_end, tail_start = inside or (end, end)
+        head = self.text[start:head_end]
+        self.units.append(Unit(self.document, start, end, kind, head, self.context, head_end, tail_start))
 
     def _extend(self, units: list[Unit], offset: int, parent: int | None = None) -> None:
         before = len(self.units)

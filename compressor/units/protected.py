@@ -2,59 +2,90 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from kompakt.compressor.types import Document, Kind
 from kompakt.compressor.units.sentences import Range
-from kompakt.compressor.units.unit import Unit
+from kompakt.compressor.units.unit import Layout, Unit
+
+_CUTTABLE = (Kind.PROSE, Kind.LOG)
 
 
 def mark_protected(units: Sequence[Unit], document: Document) -> list[Unit]:
     """Mark the units that touch a protected range of their document.
 
-    Prose, logs and tables are cut around the range, so that a long sentence is not kept for the sake of a short
-    number in it; the words that the range touches stay whole. Members of JSON and statements of code cannot be cut.
+    Prose and log lines are cut around the range, so that a long sentence is not kept for the sake of a short
+    number in it; the words that the range touches stay whole. Table rows, members of JSON and statements of code
+    are not cut.
+
+    Args:
+        units: The units of this document alone.
+        document: The document.
     """
-    if not document.protected:
+    ranges = _whole_words(document.text, document.protected)
+    if not ranges:
         return list(units)
-    ranges = [_whole_words(document.text, start, end) for start, end in document.protected if start < end]
-    position: dict[int, int] = {}
+    position: list[int] = []
     marked: list[Unit] = []
-    for index, unit in enumerate(units):
-        position[index] = len(marked)
-        touching = [(a, b) for a, b in ranges if a < unit.end and b > unit.start]
-        marked.extend(_mark(unit, touching, document.text) if touching else [unit])
+    for unit, begin in zip(units, reaches(units), strict=True):
+        position.append(len(marked))
+        marked.extend(_mark(unit, _touching(ranges, begin, unit.end), begin, document.text))
     return [_renumber(unit, position) for unit in marked]
 
 
-def _mark(unit: Unit, ranges: Sequence[Range], text: str) -> list[Unit]:
+def reaches(units: Sequence[Unit]) -> list[int]:
+    """Return the offset from which each unit is written: for members of JSON after the member before."""
+    begins = [unit.start for unit in units]
+    written = [unit.head_end for unit in units]
+    for index, unit in enumerate(units):
+        parent = unit.parent
+        if parent is not None and units[parent].layout in (Layout.JSON_ARRAY, Layout.JSON_OBJECT):
+            begins[index], written[parent] = written[parent], unit.end
+    return begins
+
+
+def _whole_words(text: str, protected: Sequence[Range]) -> list[Range]:
+    """Return the ranges extended to whole words, ascending and disjoint."""
+    merged: list[Range] = []
+    for start, end in sorted(protected):
+        floor = merged[-1][1] if merged else 0
+        if start >= end or end <= floor:
+            continue
+        while start > floor and not text[start - 1].isspace():
+            start -= 1
+        while end < len(text) and not text[end].isspace():
+            end += 1
+        if merged and start <= floor:
+            start = merged.pop()[0]
+        merged.append((start, end))
+    return merged
+
+
+def _touching(ranges: Sequence[Range], start: int, end: int) -> Sequence[Range]:
+    first = bisect_right(ranges, start, key=lambda pair: pair[1])
+    return ranges[first : bisect_left(ranges, end, key=lambda pair: pair[0])]
+
+
+def _mark(unit: Unit, ranges: Sequence[Range], begin: int, text: str) -> list[Unit]:
+    if not ranges:
+        return [unit]
     if unit.is_container:
-        in_ends = any(a < unit.head_end or b > unit.tail_start for a, b in ranges)
-        return [replace(unit, protected=in_ends)]
-    if unit.kind in (Kind.JSON, Kind.CODE):
+        in_head = ranges[0][0] < unit.head_end and ranges[0][1] > begin
+        return [replace(unit, protected=unit.protected or in_head or ranges[-1][1] > unit.tail_start)]
+    if unit.kind not in _CUTTABLE:
         return [replace(unit, protected=True)]
-    cuts = {unit.start, unit.end}
-    cuts.update(cut for pair in ranges for cut in pair if unit.start < cut < unit.end)
-    edges = sorted(cuts)
+    cuts = {unit.start, unit.end, *(cut for pair in ranges for cut in pair if unit.start < cut < unit.end)}
+    starts = {max(unit.start, start) for start, _ in ranges}
     return [
-        replace(
-            unit, start=a, end=b, head_end=b, tail_start=b, text=text[a:b],
-            protected=any(start < b and end > a for start, end in ranges),
-        )
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]  # fmt: skip
+        replace(unit, start=a, end=b, head_end=b, tail_start=b, text=text[a:b], protected=a in starts)
+        for a, b in pairwise(sorted(cuts))
+    ]
 
 
-def _whole_words(text: str, start: int, end: int) -> Range:
-    while start > 0 and not text[start - 1].isspace():
-        start -= 1
-    while end < len(text) and not text[end].isspace():
-        end += 1
-    return start, end
-
-
-def _renumber(unit: Unit, position: dict[int, int]) -> Unit:
+def _renumber(unit: Unit, position: Sequence[int]) -> Unit:
     return replace(
         unit,
         parent=None if unit.parent is None else position[unit.parent],

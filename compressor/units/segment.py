@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from threading import Lock
+
+from cachetools import LRUCache, cached
 
 from kompakt.compressor.types import Document, Kind
-from kompakt.compressor.units.code import guess_language, language_of, split_code
-from kompakt.compressor.units.json_tree import is_json, is_json_lines, split_json
+from kompakt.compressor.units.code import language_of, split_code
+from kompakt.compressor.units.guess import guess_language
+from kompakt.compressor.units.json_tree import is_json, is_json_lines, split_json, split_json_lines
 from kompakt.compressor.units.lines import is_log, split_lines, split_table, table_delimiter
 from kompakt.compressor.units.markdown import split_markdown
 from kompakt.compressor.units.messages import keep_messages_valid
 from kompakt.compressor.units.protected import mark_protected
-from kompakt.compressor.units.sentences import ProseSplitter, lines_of, split_sentences
+from kompakt.compressor.units.sentences import ProseSplitter, split_sentences
 from kompakt.compressor.units.unit import Unit, Units, shift
 
 
@@ -33,25 +38,32 @@ class Content:
 
 def recognise(document: Document) -> Content:
     """Tell what a document is, by its path or language if its metadata names one, else by its text."""
-    text = document.text
-    named = next((language_of(hint) for hint in _hints(document) if language_of(hint)), None)
-    if named:
-        return Content(Kind.CODE, named)
-    if is_json(text):
-        return Content(Kind.JSON)
-    if is_json_lines(text):
-        return Content(Kind.JSON, by_line=True)
-    if is_log(text):
-        return Content(Kind.LOG)
-    if table_delimiter(text):
-        return Content(Kind.TABLE)
-    guessed = guess_language(text)
-    return Content(Kind.CODE, guessed) if guessed else Content(Kind.PROSE)
+    named = next((language for hint in _hints(document) if (language := language_of(hint))), None)
+    return Content(Kind.CODE, named) if named else _recognise_text(document.text)
 
 
 def _hints(document: Document) -> list[str]:
     values = (document.metadata.get(key) for key in ("language", "path"))
     return [value for value in values if isinstance(value, str) and value]
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+# a text is recognised when it is cut and again when the result is checked; the cache must not keep it alive
+@cached(LRUCache(maxsize=4096), key=_digest, lock=Lock())
+def _recognise_text(text: str) -> Content:
+    if is_json(text):
+        return Content(Kind.JSON)
+    if is_json_lines(text):
+        return Content(Kind.JSON, by_line=True)
+    if table_delimiter(text):
+        return Content(Kind.TABLE)
+    if is_log(text):
+        return Content(Kind.LOG)
+    guessed = guess_language(text)
+    return Content(Kind.CODE, guessed) if guessed else Content(Kind.PROSE)
 
 
 def segment(documents: Sequence[Document], *, prose: ProseSplitter = split_sentences) -> Units:
@@ -66,9 +78,10 @@ def segment(documents: Sequence[Document], *, prose: ProseSplitter = split_sente
     """
     units: list[Unit] = []
     for index, document in enumerate(documents):
-        made = mark_protected(_split(document, index, prose), document)
         before = len(units)
-        units.extend(shift(unit, by=0, units_before=before) for unit in made)
+        for unit in mark_protected(_split(document, index, prose), document):
+            is_in_place = before == 0 or (unit.parent is None and not unit.requires)
+            units.append(unit if is_in_place else shift(unit, by=0, units_before=before))
     return Units(documents, units)
 
 
@@ -81,7 +94,7 @@ def _split(document: Document, index: int, prose: ProseSplitter) -> list[Unit]:
     content = recognise(document)
     match content.kind:
         case Kind.JSON if content.by_line:
-            return _split_json_lines(text, index, context)
+            return split_json_lines(text, document=index, context=context)
         case Kind.JSON:
             return keep_messages_valid(split_json(text, document=index, context=context), text)
         case Kind.CODE:
@@ -92,21 +105,3 @@ def _split(document: Document, index: int, prose: ProseSplitter) -> list[Unit]:
             return split_table(text, document=index, context=context)
         case _:
             return split_markdown(text, prose, document=index, context=context)
-
-
-def _split_json_lines(text: str, index: int, context: str) -> list[Unit]:
-    units: list[Unit] = []
-    start = 0
-    for line in lines_of(text):
-        if len(line) <= _SHORT_LINE:
-            made = [Unit(index, 0, len(line), Kind.JSON, line, context)]
-        else:
-            made = split_json(line, document=index, context=context)
-        before = len(units)
-        units.extend(shift(unit, by=start, units_before=before) for unit in made)
-        start += len(line)
-    return units
-
-
-_SHORT_LINE = 2000
-"""Characters up to which a row of a JSON Lines file is kept or dropped whole."""

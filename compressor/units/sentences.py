@@ -1,11 +1,11 @@
-"""Sentences and paragraphs, in any script."""
+"""Sentences, chunks and words, in any script."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import regex
 
@@ -13,7 +13,14 @@ Range: TypeAlias = tuple[int, int]
 ProseSplitter: TypeAlias = Callable[[str], Sequence[Range]]
 """Cuts a stretch of running text into consecutive ranges that tile it."""
 
-_WRAP_WIDTH = (40, 120)
+_WRAP_WIDTH: Final = range(40, 121)
+_LIST_MARKER: Final = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)]|[A-Za-z][.)])")
+# a letter and a full stop at the start of a line are more often initials than a marker
+_STRETCH_END: Final = re.compile(r"\n\s*\n|\n(?=[ \t]*(?:[-*+•]|\d{1,3}[.)]|[A-Za-z]\))[ \t])|\Z")
+_FILLED_LINE: Final = re.compile(r"\s*\S[^\n]*\n?(?:[^\S\n]*\n)*(?:[^\S\n]+\Z)?")
+_FIRST_TOKEN: Final = re.compile(r"[>\s]*(\S*)")
+_PLAIN_WORD: Final = re.compile(r"[^\W\d_][^/\\_=<>@|:{}\[\]]*:?")
+_ASCII_SENTENCE_END: Final = re.compile(r"[.!?][^\w\s]{0,4}\s+\S")
 
 
 def split_sentences(text: str, *, language: str = "en") -> list[Range]:
@@ -26,78 +33,109 @@ def split_sentences(text: str, *, language: str = "en") -> list[Range]:
         text: Running text, possibly of several paragraphs.
         language: ISO 639-1 code that selects the abbreviations; terminators of all scripts are known to each.
     """
+    cuts: list[int] = []
+    for start, end in _flows(text):
+        cuts.append(start)
+        cuts.extend(start + begin for begin in _sentence_starts(text[start:end], language))
+    return tile(text, cuts)
+
+
+def _sentence_starts(flow: str, language: str) -> list[int]:
+    """Return where sentences begin in a stretch whose newlines, if any, are those of a wrapped paragraph."""
+    if flow.isascii() and not _ASCII_SENTENCE_END.search(flow):
+        return []
     import sentencex
 
-    cuts: list[int] = []
-    for start, end in _lines(text):
-        cuts.append(start)
-        boundaries = sentencex.get_sentence_boundaries(language, text[start:end])
-        cuts.extend(start + boundary["start_index"] for boundary in boundaries)
-    return tile(text, cuts)
+    # a newline would count as the end of a sentence
+    boundaries = sentencex.get_sentence_boundaries(language, flow.replace("\n", " "))
+    starts = [boundary["start_index"] for boundary in boundaries]
+    marker = _LIST_MARKER.match(flow)
+    return [start for start in starts if marker is None or flow[marker.end() : start].strip()]
 
 
 def tile(text: str, cuts: Iterable[int]) -> list[Range]:
     """Turn cut positions into ranges that tile ``text``; a cut inside white space moves to its seam."""
-    seams = sorted({0, *(_seam(text, cut) for cut in cuts), len(text)})
-    ranges = [(start, end) for start, end in pairwise(seams) if end > start]
-    return _merge_blank(text, ranges)
+    seams = {0, len(text)}
+    blank = (0, -1)
+    for cut in sorted(cuts):
+        # one look at each run of white space keeps this linear
+        if not blank[0] <= cut <= blank[1]:
+            blank = _blank_around(text, cut)
+            seams.add(_seam(text, *blank))
+    return _merge_blank(text, list(pairwise(sorted(seams))))
 
 
-def _seam(text: str, cut: int) -> int:
-    start = end = cut
+def _blank_around(text: str, position: int) -> Range:
+    start = end = position
     while start > 0 and text[start - 1].isspace():
         start -= 1
     while end < len(text) and text[end].isspace():
         end += 1
+    return start, end
+
+
+def _seam(text: str, start: int, end: int) -> int:
+    """Return where a run of white space is cut: after its last newline, else at its start."""
     newline = text.rfind("\n", start, end)
     return newline + 1 if newline >= 0 else start
 
 
-def _merge_blank(text: str, ranges: list[Range]) -> list[Range]:
+def _merge_blank(text: str, ranges: Sequence[Range]) -> list[Range]:
+    """Join ranges of white space to the one before, or at the start of the text to the one after."""
     merged: list[Range] = []
-    carried = None
     for start, end in ranges:
-        begin = start if carried is None else carried
-        carried = None
-        if not text[start:end].isspace():
-            merged.append((begin, end))
-        elif merged:
+        if merged and (text[start:end].isspace() or text[slice(*merged[-1])].isspace()):
             merged[-1] = (merged[-1][0], end)
         else:
-            carried = begin
-    return merged if carried is None else [(carried, len(text))]
+            merged.append((start, end))
+    return merged
 
 
-def _lines(text: str) -> list[Range]:
+def _flows(text: str) -> Iterator[Range]:
     """Cut at every newline that ends a line on purpose, not at those of hard-wrapped paragraphs."""
-    ranges: list[Range] = []
     start = 0
-    for paragraph in re.split(r"(\n\s*\n)", text):
-        if paragraph.strip() and not is_wrapped(paragraph):
-            offset = start
-            for line in lines_of(paragraph):
-                ranges.append((offset, offset + len(line)))
-                offset += len(line)
+    for match in _STRETCH_END.finditer(text):
+        stretch = text[start : match.end()]
+        if is_wrapped(stretch):
+            yield start, match.end()
         else:
-            ranges.append((start, start + len(paragraph)))
-        start += len(paragraph)
-    return ranges
+            position = start
+            for line in lines_of(stretch):
+                yield position, position + len(line)
+                position += len(line)
+        start = match.end()
 
 
 def lines_of(text: str) -> list[str]:
     """Cut after each newline character and nowhere else, unlike ``str.splitlines``."""
-    return [line for line in re.split(r"(?<=\n)", text) if line]
+    *lines, last = text.split("\n")
+    return [f"{line}\n" for line in lines] + ([last] if last else [])
+
+
+def filled_lines(text: str) -> list[str]:
+    """Cut into lines, each with the blank ones that follow it, the first also with those before it."""
+    if not text.strip():
+        return [text] if text else []
+    return _FILLED_LINE.findall(text)
 
 
 def is_wrapped(paragraph: str) -> bool:
-    """Tell whether the lines of a paragraph were broken to fit a width, so that sentences run across them."""
-    lengths = [len(line.rstrip()) for line in paragraph.strip("\n").split("\n")]
-    if len(lengths) < 2:
+    """Tell whether the lines of a paragraph were broken to fit a width, so that sentences run across them.
+
+    Each line is then so long that the first word of the next would not have fitted, and most lines go on in the
+    middle of a sentence, with a word in small letters or of a script that has none.
+    """
+    lines = paragraph.rstrip().split("\n")
+    width = max(len(line.rstrip()) for line in lines)
+    if len(lines) < 2 or width not in _WRAP_WIDTH:
         return False
-    *full, _last = lengths
-    longest = max(lengths)
-    low, high = _WRAP_WIDTH
-    return low <= longest <= high and min(full) >= 0.6 * longest
+    firsts = [_FIRST_TOKEN.findall(line)[0] for line in lines[1:]]
+    # wrapping by hand leaves some lines a little short
+    n_full = sum(
+        len(line.rstrip()) + 1 + len(first) > 0.9 * width for line, first in zip(lines, firsts, strict=False)
+    )
+    n_going_on = sum(bool(_PLAIN_WORD.fullmatch(first)) and not first[0].isupper() for first in firsts)
+    return n_full >= 0.9 * len(firsts) and n_going_on >= 0.5 * len(firsts)
 
 
 def pack_chunks(ranges: Sequence[Range], n_tokens: Sequence[int], *, max_tokens: int) -> list[Range]:
@@ -127,8 +165,10 @@ def split_words(text: str) -> list[Range]:
 
     Scripts written without spaces are cut between graphemes, so a base character keeps its marks.
     """
-    return tile(text, (match.start() for match in _WORD.finditer(text)))
+    pattern = _ASCII_WORD if text.isascii() else _WORD
+    return tile(text, (match.start() for match in pattern.finditer(text)))
 
 
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_WORD = regex.compile(rf"(?=[{_UNSPACED}])\X|(?:(?![{_UNSPACED}])\S)+\p{{M}}*")
+_UNSPACED: Final = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD: Final = regex.compile(rf"(?=[{_UNSPACED}])\X|(?:(?![{_UNSPACED}\s])\X)+")
+_ASCII_WORD: Final = re.compile(r"\S+")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from bisect import bisect_left
 from collections.abc import Callable
-from functools import cache
-from itertools import accumulate
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tree_sitter import Node, Parser, Tree
+    from tree_sitter import Language, Node, Tree
 
 GRAMMARS: Final = {
     "bash": ("tree_sitter_bash", "language"),
@@ -28,18 +26,22 @@ GRAMMARS: Final = {
 
 
 @cache
-def _parser(language: str) -> Parser:
-    from tree_sitter import Language, Parser
+def _grammar(language: str) -> Language:
+    from tree_sitter import Language
 
     module, function = GRAMMARS[language]
-    return Parser(Language(getattr(importlib.import_module(module), function)()))
+    return Language(getattr(importlib.import_module(module), function)())
 
 
 def parse(text: str, language: str) -> Tree:
     """Parse ``text``; ``language`` is a key of ``GRAMMARS``."""
-    return _parser(language).parse(text.encode())
+    from tree_sitter import Parser
+
+    return Parser(_grammar(language)).parse(text.encode())
 
 
+# one document at a time: its language is guessed, it is cut, and its compressed form is compared with it
+@lru_cache(maxsize=4)
 def parses(text: str, language: str) -> bool:
     """Tell whether ``text`` is free of syntax errors."""
     return not parse(text, language).root_node.has_error
@@ -59,11 +61,18 @@ def n_errors(text: str, language: str) -> int:
 
 
 def character_offsets(text: str) -> Callable[[int], int]:
-    """Return the function that turns a byte offset of the UTF-8 form of ``text`` into a character offset."""
+    """Return the function that turns a byte offset of the UTF-8 form of ``text`` into a character offset.
+
+    The byte offset must be that of the start or end of a character.
+    """
     if text.isascii():
         return lambda offset: offset
-    ends = list(accumulate((len(character.encode()) for character in text), initial=0))
-    return lambda offset: bisect_left(ends, offset)
+    import numpy as np
+
+    data = np.frombuffer(text.encode(), dtype=np.uint8)
+    # all bytes of a character but its first have the form 10xxxxxx
+    begun: list[int] = np.cumsum((data & 0xC0) != 0x80).tolist()
+    return lambda offset: begun[offset - 1] if offset else 0
 
 
 def extent(node: Node, offset: Callable[[int], int]) -> tuple[int, int]:

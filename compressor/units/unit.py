@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import overload
 
@@ -17,6 +17,7 @@ class Layout(StrEnum):
     JSON_ARRAY = "json-array"
     JSON_OBJECT = "json-object"
     JSON_STRING = "json-string"
+    JSON_LINES = "json-lines"
     HASH_BLOCK = "hash-block"
     """Statements whose language writes comments with ``#`` and allows none to be left."""
     PYTHON_BLOCK = "python-block"
@@ -83,6 +84,9 @@ class Units(Sequence[Unit]):
     def __init__(self, documents: Sequence[Document], units: Sequence[Unit]) -> None:
         self.documents = tuple(documents)
         self._units = tuple(units)
+        self._children: dict[int | None, list[int]] = {}
+        for index, unit in enumerate(self._units):
+            self._children.setdefault(unit.parent, []).append(index)
 
     @overload
     def __getitem__(self, index: int) -> Unit: ...
@@ -103,10 +107,7 @@ class Units(Sequence[Unit]):
 
     def children(self) -> dict[int | None, list[int]]:
         """Return the indices of each unit's children; those of ``None`` are the documents' top level."""
-        table: dict[int | None, list[int]] = {}
-        for index, unit in enumerate(self._units):
-            table.setdefault(unit.parent, []).append(index)
-        return table
+        return self._children
 
 
 def shift(unit: Unit, *, by: int, units_before: int, parent: int | None = None) -> Unit:
@@ -118,12 +119,18 @@ def shift(unit: Unit, *, by: int, units_before: int, parent: int | None = None) 
         units_before: Number of units that stand before the excerpt's first one.
         parent: Index of the unit that contains the excerpt.
     """
-    return replace(
-        unit,
-        start=unit.start + by,
-        end=unit.end + by,
-        head_end=unit.head_end + by,
-        tail_start=unit.tail_start + by,
-        parent=parent if unit.parent is None else unit.parent + units_before,
-        requires=tuple(index + units_before for index in unit.requires),
+    return Unit(
+        unit.document,
+        unit.start + by,
+        unit.end + by,
+        unit.kind,
+        unit.text,
+        unit.context,
+        unit.head_end + by,
+        unit.tail_start + by,
+        parent if unit.parent is None else unit.parent + units_before,
+        tuple(index + units_before for index in unit.requires),
+        unit.protected,
+        unit.layout,
+        unit.noun,
     )
