@@ -148,9 +148,8 @@ def main() -> None:
                 flush=True,
             )
         summary = "  ".join(f"keep {keep}: {statistics.fmean(values):.4f}" for keep, values in means.items())
-        print(
-            f"{compressor_name:12} MEAN  {summary}  overshoots {overshoots}  broken JSON {json_broken} of {json_documents}"
-        )
+        promises = f"overshoots {overshoots}  broken JSON {json_broken} of {json_documents}"
+        print(f"{compressor_name:12} MEAN  {summary}  {promises}")
 
 
 if __name__ == "__main__":

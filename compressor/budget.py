@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kompakt.compressor.errors import BudgetError
 from kompakt.compressor.units.unit import Unit
 
+_LONG = 2000
 _FINE_STEPS = 500
 """Below twice as many tokens every nominal budget is tried; above, they are 0.1 % to 0.2 % apart."""
 
@@ -93,7 +94,8 @@ def select(candidates: Candidates, max_tokens: int, count: Callable[[frozenset[i
             return kept
         if kept == candidates.protected:
             break
-        nominal = _on_grid(nominal - max(1, excess // 4))
+        # a long text is counted twice rather than six times; a short one by small steps, so that results nest
+        nominal = _on_grid(nominal - max(1, excess if nominal > _LONG else excess // 4))
     protected_tokens = count(candidates.protected) if candidates.protected else 0
     if protected_tokens > max_tokens:
         raise BudgetError(

