@@ -28,9 +28,14 @@ def registered():
 
 
 @pytest.fixture(scope="module", params=registered())
-def compressor(request):
+def compressor(request, tmp_path_factory):
     if request.param == "default":
         return load("default", model="none")
+    if request.param == "selective-context":
+        # the promises do not depend on the scorer, and this one costs nothing
+        from tiny_models import save_model
+
+        return load("selective-context", model=str(save_model(tmp_path_factory.mktemp("models") / "tiny")))
     return load(request.param)
 
 
@@ -46,10 +51,6 @@ def run(compressor, docs, budget, query=None, **options):
         return compressor.compress_batch([request])[0]
     except BudgetError:
         return None
-
-
-def kept_source_characters(result):
-    return sum(span.end - span.start for span in result.spans if span.kind not in (Kind.OMISSION, Kind.SEPARATOR))
 
 
 @given(docs=documents(), query=QUERIES, max_tokens=st.integers(1, 120), mark=st.booleans())
@@ -117,12 +118,8 @@ def test_larger_budget_never_keeps_less(compressor, docs, query, small, more):
     many = run(compressor, docs, Budget(max_tokens=small + more), query)
     assume(few is not None)
     assert many is not None
-    assert tokens_of_pieces(many) >= tokens_of_pieces(few) * 0.9 - 6
-
-
-def tokens_of_pieces(result):
-    """Tokens kept, counted piece by piece: those of a whole can shrink where pieces merge."""
-    return result.tokens_after
+    # what is ordered is the sum of the units' own tokens; the whole can differ by those that merge at their seams
+    assert many.tokens_after >= 0.9 * few.tokens_after - 6
 
 
 @given(parts=st.lists(sentences, min_size=12, max_size=40, unique=True), query=QUERIES, keep=st.floats(0.3, 0.9))
