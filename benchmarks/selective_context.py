@@ -4,7 +4,7 @@
     python benchmarks/selective_context.py [FILE ...] --memory 100000 [--granularity phrase] [--context document]
 
 FILEs are text; without any, README and documentation of this repository are taken. They are joined, and repeated up
-to the number of tokens asked for. Bare: ``model(input_ids)`` with logits, in windows of 2048 tokens, without a cache.
+to the number of tokens asked for. Bare: ``model(input_ids)`` with logits, in the same windows, without a cache.
 Compression: everything from text to text, tokens counted. The two take turns; the ratio is that of the best times.
 """
 
@@ -22,10 +22,10 @@ from pathlib import Path
 from kompakt.compressor.models.causal_lm import CausalLM, load_causal_lm, tokenize
 from kompakt.compressor.models.noun_chunks import load_chunker
 from kompakt.compressor.models.tokenizers import load_tokenizer
-from kompakt.compressor.text.selective_context import SelectiveContext, clear_cache
+from kompakt.compressor.text.selective_context import WINDOW, SelectiveContext, clear_cache
 
 MODEL = "smollm2-135m"
-BARE_WINDOW = 2048
+BARE_WINDOW = WINDOW
 GRANULARITIES = ("phrase", "sentence", "token")
 CONTEXTS = ("document", "sentence")
 TARGET_RATIO = 0.80
