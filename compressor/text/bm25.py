@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = regex.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
-_IDENTIFIER = regex.compile(r"[\p{L}\p{N}_]+(?:[-.:/@+_][\p{L}\p{N}_]+)+")
+# looking behind keeps these linear: a long run is tried once, not once a character
+_IDENTIFIER = regex.compile(r"(?<![\p{L}\p{N}_])[\p{L}\p{N}_]++(?:[-.:/@+][\p{L}\p{N}_]++)++")
 
 # the same patterns for plain ASCII, at a third of the time
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_ASCII_IDENTIFIER = re.compile(r"[a-z0-9_]+(?:[-.:/@+_][a-z0-9_]+)+")
+_ASCII_IDENTIFIER = re.compile(r"(?<![a-z0-9_])[a-z0-9_]++(?:[-.:/@+][a-z0-9_]++)++")
 
 _STOP_WORDS = frozenset(
     "a about an and are as at be been by can could did do does for from had has have he her his how i if in into is "

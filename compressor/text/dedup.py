@@ -19,7 +19,9 @@ _SHINGLE: Final = 3
 _MAX_POSTINGS: Final = 64
 """Units looked up a shingle: phrases that stand in more places say little about which units are alike."""
 _WORD = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}|[\p{L}\p{M}\p{N}]+")
-_FACT = regex.compile(r"\S*\p{N}\S*|\p{Lu}{2,}|(?i:\b(?:not?|never|none|nor|without|\p{L}+n['\u2019]t)\b)")
+_FACT = regex.compile(
+    r"(?<!\S)[^\s\p{N}]*+\p{N}\S*|\p{Lu}{2,}|(?i:\b(?:not?|never|none|nor|without|\p{L}+n['\u2019]t)\b)"
+)
 _CAPITALS = regex.compile(r"\b\p{Lu}[\p{L}\p{M}]*")
 
 

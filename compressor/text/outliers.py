@@ -21,7 +21,7 @@ _FAR: Final = 6.0
 """Distance from the median, in median absolute deviations, from which a number stands out."""
 
 _ALARM = regex.compile(
-    r"\b(?:FATAL|CRITICAL|PANIC|ERROR|SEVERE|EMERG|ALERT|Traceback|[\w.]*(?:Error|Exception)|segfault|FAIL(?:ED|URE)?)\b"
+    r"\b(?:FATAL|CRITICAL|PANIC|ERROR|SEVERE|EMERG|ALERT|Traceback|\w*(?:Error|Exception)|segfault|FAIL(?:ED|URE)?)\b"
     r"|\b(?i:fatal|panic|failed|failure|cannot|refused|denied|timed out|out of memory)\b"
 )
 _VARIABLE = regex.compile(
