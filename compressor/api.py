@@ -94,7 +94,7 @@ def compress_batch(
     Raises:
         KompaktError: As ``compress``; ``InputError`` too if there are not as many queries as contexts.
     """
-    pipeline = _as_pipeline(compressor, strict=strict, on_error=on_error)
+    pipeline = _as_pipeline(compressor, strict=strict, on_error=on_error, mark_omissions=mark_omissions)
     budget = Budget(max_tokens, keep)
     if isinstance(contexts, (str, bytes, Document)):
         raise InputError("contexts must be a list of contexts; for a single one call compress")
@@ -122,13 +122,15 @@ def _as_queries(queries: str | Iterable[str | None] | None, n: int) -> list[str 
     return listed
 
 
-def _as_pipeline(compressor: str | Compressor, *, strict: bool, on_error: OnError) -> Pipeline:
+def _as_pipeline(compressor: str | Compressor, *, strict: bool, on_error: OnError, mark_omissions: bool) -> Pipeline:
     if isinstance(compressor, Pipeline):
         if strict or on_error != "pass_through":
             raise ConfigError("strict and on_error are the pipeline's own; set them where it is made")
         return compressor
     loaded = _load_once(compressor) if isinstance(compressor, str) else compressor
-    return Pipeline([loaded], strict=strict, on_error=on_error)
+    if not isinstance(loaded, Compressor):
+        raise ConfigError(f"compressor must be a registry name, a compressor or a pipeline, got {compressor!r}")
+    return Pipeline([loaded], strict=strict, on_error=on_error, mark_omissions=mark_omissions)
 
 
 @lru_cache(maxsize=32)
@@ -137,7 +139,11 @@ def _load_once(name: str) -> Compressor:
 
 
 def _protect(document: Document, needles: Sequence[str]) -> Document:
-    if isinstance(needles, str) or not all(isinstance(needle, str) and needle for needle in needles):
+    if (
+        isinstance(needles, str)
+        or not isinstance(needles, Sequence)
+        or not all(isinstance(needle, str) and needle for needle in needles)
+    ):
         raise ConfigError(f"protect must be a list of texts that are not empty, got {needles!r}")
     found = [span for needle in needles for span in _occurrences(document.text, needle)]
     return replace(document, protected=(*document.protected, *found)) if found else document

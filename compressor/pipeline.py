@@ -85,6 +85,9 @@ class Pipeline(Compressor):
             raise ConfigError(f"stages must be a list of at least one compressor, got {stages!r}")
         if on_error not in ("pass_through", "raise"):
             raise ConfigError(f"on_error must be 'pass_through' or 'raise', got {on_error!r}")
+        for option, value in (("strict", strict), ("mark_omissions", mark_omissions)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{option} must be True or False, got {value!r}")
         self.stages = tuple(_as_stage(stage) for stage in stages)
         self.tokenizer = tokenizer
         self.strict = strict

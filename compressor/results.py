@@ -53,7 +53,7 @@ def from_fragments(
     """Make the result of a compression from what each document kept."""
     part = to_part(fragments)
     documents = tuple(
-        replace(source, text="".join(piece.text for piece in pieces), protected=_protected(pieces))
+        replace(source, text="".join(piece.text for piece in pieces), protected=_protected(pieces, source))
         for source, pieces in zip(sources, fragments, strict=True)
         if pieces
     )
@@ -68,15 +68,20 @@ def from_fragments(
     )
 
 
-def _protected(pieces: Sequence[Fragment]) -> tuple[tuple[int, int], ...]:
-    """Return where the protected pieces stand in the compressed document, so that a later stage keeps them too."""
+def _protected(pieces: Sequence[Fragment], source: Document) -> tuple[tuple[int, int], ...]:
+    """Return where the source's protected ranges stand in the compressed document, so that a later stage keeps them.
+
+    What its structure alone protected is left out: the next stage finds that again by itself.
+    """
     ranges = []
     position = 0
     for piece in pieces:
-        end = position + len(piece.text)
-        if piece.span.protected:
-            ranges.append((position, end))
-        position = end
+        if piece.span.protected and piece.span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
+            for start, end in source.protected:
+                first, last = max(start, piece.span.start), min(end, piece.span.end)
+                if first < last:
+                    ranges.append((position + first - piece.span.start, position + last - piece.span.start))
+        position += len(piece.text)
     return tuple(ranges)
 
 

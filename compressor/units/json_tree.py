@@ -17,6 +17,9 @@ from kompakt.compressor.units.unit import Layout, Unit, shift
 if TYPE_CHECKING:
     from tree_sitter import Node
 
+_JSON_LINE: Final = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
+_MIN_EMBEDDED: Final = 100
+_MAX_ATTEMPTS: Final = 50
 _MAX_LEAF: Final = 400
 """Characters up to which an object, array or string is kept or dropped whole: about a hundred tokens."""
 _MAX_ROW: Final = 2000
@@ -52,6 +55,27 @@ def is_json_lines(text: str) -> bool:
         return False
     lines = [line for line in text.split("\n") if line.strip()]
     return len(lines) > 1 and all(is_json(line) for line in lines)
+
+
+def embedded_json(text: str) -> list[tuple[int, int]]:
+    """Return the ranges of whole lines that hold one JSON object or array of some length, with prose around them."""
+    decoder = json.JSONDecoder()
+    found: list[tuple[int, int]] = []
+    attempts = _MAX_ATTEMPTS
+    for match in _JSON_LINE.finditer(text):
+        if found and match.start() < found[-1][1]:
+            continue
+        if not attempts:
+            break
+        attempts -= 1
+        try:
+            _, end = decoder.raw_decode(text, match.end())
+        except (ValueError, RecursionError):
+            continue
+        line_end = text.find("\n", end) + 1 or len(text)
+        if end - match.end() >= _MIN_EMBEDDED and not text[end:line_end].strip():
+            found.append((match.start(), line_end))
+    return found
 
 
 def split_json(text: str, *, document: int, context: str = "") -> list[Unit]:
@@ -159,8 +183,9 @@ class _Tree:
         index = self._add(replace(place, noun="sentences"), start + 1, end - 1, end, Layout.JSON_STRING)
         readable = _ESCAPE.sub(_unescape, self.text[start + 1 : end - 1])
         cuts = [a for a, _ in split_sentences(readable) if a == 0 or readable[a - 1] != _FILLER]
+        cuts = _finer([*cuts, len(readable)], readable)
         inside = replace(place, parent=index)
-        for a, b in pairwise(start + 1 + cut for cut in [*cuts, len(readable)]):
+        for a, b in pairwise(start + 1 + cut for cut in cuts):
             self._add(replace(inside, start=a), b, b, b, Layout.FLAT)
 
     def _add(self, place: _Place, head_end: int, tail_start: int, end: int, layout: Layout) -> int:
@@ -182,6 +207,19 @@ class _Tree:
         return len(self.units) - 1
 
 
+def _finer(cuts: list[int], readable: str) -> list[int]:
+    """Cut what is long for a sentence, such as JSON in a string, after its members too."""
+    members = (
+        match.end()
+        for a, b in pairwise(cuts)
+        if b - a > _MAX_LEAF
+        for match in _MEMBER_END.finditer(readable, a, b)
+        if match.end() < b
+    )
+    return sorted({*cuts, *members})
+
+
+_MEMBER_END: Final = re.compile(r"[}\]],\s*")
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
 _FILLER: Final = "\ue000"
 """Stands for the characters of an escape sequence but its last; there is no cut after it."""

@@ -16,7 +16,7 @@ _DATE: Final = r"\d{4}[-/]\d\d[-/]\d\d|\d\d?/[A-Z][a-z]{2}/\d{4}|[A-Z][a-z]{2} +
 _TIME: Final = re.compile(rf"\W{{0,2}}(?:{_DATE}|\d\d:\d\d:\d\d|\d{{10,13}}\b)|[\w.:-]+ \S+ \S+ \[(?:{_DATE})")
 _LEVEL: Final = re.compile(r"\b(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL)\b")
 _DELIMITERS: Final = ("|", "\t", ",", ";")
-_QUOTED: Final = re.compile(r'"[^"\n]*"')
+_QUOTED: Final = re.compile(r'"[^"]*"')
 _RULE: Final = re.compile(r"[\s|:+-]*-[\s|:+-]*")
 _NUMBER: Final = re.compile(r"[-+$€£]?\d[\d.,:/ -]*[%a-zA-Z]?")
 _MAX_CELL: Final = 40
@@ -38,7 +38,7 @@ def table_delimiter(text: str) -> str | None:
 
     A table whose first line looks like one of a log is none: it has no header, and its rows stand alone.
     """
-    lines = [_QUOTED.sub('""', line) if '"' in line else line for line in _filled(text)]
+    lines = [_QUOTED.sub('""', line) if '"' in line else line for line in _join_quoted(_filled(text))]
     if len(lines) < 3 or _is_log_line(lines[0]):
         return None
     for delimiter in _DELIMITERS:

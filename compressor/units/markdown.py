@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from kompakt.compressor.types import Kind
 from kompakt.compressor.units.code import language_of, split_code
-from kompakt.compressor.units.json_tree import is_json, split_json
+from kompakt.compressor.units.json_tree import embedded_json, is_json, split_json
 from kompakt.compressor.units.lines import split_lines, split_table
 from kompakt.compressor.units.sentences import ProseSplitter, Range, lines_of
 from kompakt.compressor.units.unit import Unit, shift
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MARKUP: Final = re.compile(r"^(?:#{1,6} |```|~~~|\s{0,3}[-*+] |\s{0,3}\d+[.)] |\s{0,3}\|.*\||> )", re.MULTILINE)
 _TITLE: Final = re.compile(r"\A\s*(\S[^\n]{0,99})\n+(?=\S[^\n]{100})")
+_FENCE: Final = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _OPENING: Final = re.compile(r"\s*\S[^\n]*\n")
 _CLOSING: Final = re.compile(r"(?m)^[ \t>]*(?:`{3,}|~{3,})\s*\Z")
 _SPECIAL: Final = frozenset({"heading_open", "fence", "code_block", "table_open"})
@@ -56,16 +57,13 @@ def split_markdown(text: str, splitter: ProseSplitter, *, document: int, context
         context: What stands above it, such as a title.
     """
     cutter = _Cutter(text, splitter, document, context)
-    blocks = _blocks(text) if _MARKUP.search(text) else []
-    if not blocks:
-        cutter.plain()
-        return cutter.units
     position = 0
-    for block in blocks:
-        cutter.prose(position, block.start)
-        cutter.add(block)
-        position = block.end
-    cutter.prose(position, len(text))
+    # the content of a fence is recognised as such
+    for start, end in [] if _FENCE.search(text) else embedded_json(text):
+        cutter.stretch(position, start)
+        cutter.json(start, end)
+        position = end
+    cutter.stretch(position, len(text))
     return cutter.units
 
 
@@ -104,15 +102,30 @@ class _Cutter:
     def context(self) -> str:
         return " ".join([self.title, *(heading for _, heading in self.headings)]).strip()
 
-    def plain(self) -> None:
-        """Add the whole text as prose; a short first line before long text is its title."""
-        title = _TITLE.match(self.text)
-        start = 0
-        if title and title[1][-1] not in ".!?:,;。！？":  # noqa: RUF001
-            start = title.end()
-            self.prose(0, start)
-            self.headings = [(1, title[1])]
-        self.prose(start, len(self.text))
+    def stretch(self, start: int, end: int) -> None:
+        """Add prose with or without Markdown."""
+        text = self.text[start:end]
+        blocks = _blocks(text) if _MARKUP.search(text) else []
+        position = start if blocks or start else self._title(end)
+        for block in blocks:
+            placed = replace(block, start=block.start + start, end=block.end + start)
+            self.prose(position, placed.start)
+            self.add(placed)
+            position = placed.end
+        self.prose(position, end)
+
+    def json(self, start: int, end: int) -> None:
+        """Add JSON that stands between prose."""
+        self._extend(split_json(self.text[start:end], document=self.document, context=self.context), start)
+
+    def _title(self, end: int) -> int:
+        """Add a short first line before long text as its title; return where the rest begins."""
+        title = _TITLE.match(self.text, 0, end)
+        if not title or title[1][-1] in ".!?:,;。！？":  # noqa: RUF001
+            return 0
+        self.prose(0, title.end())
+        self.headings = [(1, title[1])]
+        return title.end()
 
     def add(self, block: _Block) -> None:
         """Add a block that is not running text."""

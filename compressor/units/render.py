@@ -148,8 +148,9 @@ class _Writer:
             if index in self.kept:
                 self._unit(index, self.units[index].start)
         if missing:
-            line_break = "" if not self.fragments or self._last_character() == "\n" else "\n"
-            mark = line_break + _mark(unit, len(missing), len(children))
+            line_end = "\r\n" if "\r\n" in self.document.text[unit.start : unit.end] else "\n"
+            line_break = "" if not self.fragments or self._last_character() == "\n" else line_end
+            mark = line_break + _mark(unit, len(missing), len(children), line_end=line_end)
             self._omit(missing[0].start, missing[-1].end, mark)
 
     def _block(self, children: Sequence[int], unit: Unit) -> None:
@@ -228,7 +229,7 @@ def _mark(unit: Unit, n_missing: int, n_all: int, prefix: str = "", line_end: st
         case Layout.JSON_STRING:
             return " …"
         case Layout.JSON_LINES:
-            return f'{{"…": "{n_missing} of {n_all} rows omitted"}}\n'
+            return f'{{"…": "{n_missing} of {n_all} rows omitted"}}{line_end}'
         case Layout.HASH_BLOCK:
             return f"{prefix}# {lines}{line_end}"
         case Layout.PYTHON_BLOCK:

@@ -13,7 +13,7 @@ Range: TypeAlias = tuple[int, int]
 ProseSplitter: TypeAlias = Callable[[str], Sequence[Range]]
 """Cuts a stretch of running text into consecutive ranges that tile it."""
 
-_WRAP_WIDTH: Final = range(40, 121)
+_WRAP_WIDTH: Final = range(40, 161)
 _LIST_MARKER: Final = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)]|[A-Za-z][.)])")
 # a letter and a full stop at the start of a line are more often initials than a marker
 _STRETCH_END: Final = re.compile(r"\n\s*\n|\n(?=[ \t]*(?:[-*+•]|\d{1,3}[.)]|[A-Za-z]\))[ \t])|\Z")
@@ -123,7 +123,8 @@ def is_wrapped(paragraph: str) -> bool:
     """Tell whether the lines of a paragraph were broken to fit a width, so that sentences run across them.
 
     Each line is then so long that the first word of the next would not have fitted, and most lines go on in the
-    middle of a sentence, with a word in small letters or of a script that has none.
+    middle of a sentence, with a word in small letters or of a script that has none; or all are indented below the
+    first, which opens a list item.
     """
     lines = paragraph.rstrip().split("\n")
     width = max(len(line.rstrip()) for line in lines)
@@ -135,7 +136,8 @@ def is_wrapped(paragraph: str) -> bool:
         len(line.rstrip()) + 1 + len(first) > 0.9 * width for line, first in zip(lines, firsts, strict=False)
     )
     n_going_on = sum(bool(_PLAIN_WORD.fullmatch(first)) and not first[0].isupper() for first in firsts)
-    return n_full >= 0.9 * len(firsts) and n_going_on >= 0.5 * len(firsts)
+    is_item = bool(_LIST_MARKER.match(paragraph)) and all(line[0] in " \t" for line in lines[1:])
+    return n_full >= 0.9 * len(firsts) and (is_item or n_going_on >= 0.5 * len(firsts))
 
 
 def pack_chunks(ranges: Sequence[Range], n_tokens: Sequence[int], *, max_tokens: int) -> list[Range]:

@@ -81,3 +81,50 @@ def test_bodies_go_before_signatures_and_code_still_parses():
     tree = ast.parse(small.text)
     assert len([node for node in tree.body if isinstance(node, ast.FunctionDef)]) == 12
     assert "lines omitted" in small.text
+
+
+def rows_of(count, odd, **plain):
+    made = [{"id": n} | {key: value(n) for key, value in plain.items()} for n in range(count)]
+    made[count // 2] |= odd
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rows", "odd"),
+    [
+        (rows_of(200, {"level": "FATAL"}, user=lambda n: f"u{n % 30}", level=lambda n: "INFO"), "FATAL"),
+        (rows_of(200, {"status": 500}, path=lambda n: f"/item/{n}", status=lambda n: 200), "500"),
+        (rows_of(200, {"errors": 17}, errors=lambda n: 0), "17"),
+        (rows_of(100, {"health": {"state": "FATAL"}}, health=lambda n: {"state": "ok"}), "FATAL"),
+    ],
+    ids=["beside a column of users", "number among equal ones", "number among zeros", "nested"],
+)
+@pytest.mark.parametrize("form", ["array", "members", "lines", "csv"])
+def test_the_odd_row_stays_in_every_form(rows, odd, form):
+    flat = [{k: v if not isinstance(v, dict) else v["state"] for k, v in row.items()} for row in rows]
+    text = {
+        "array": lambda: json.dumps(rows),
+        "members": lambda: json.dumps({f"host-{n}": row for n, row in enumerate(rows)}),
+        "lines": lambda: "\n".join(map(json.dumps, rows)),
+        "csv": lambda: "\n".join([",".join(flat[0]), *(",".join(map(str, row.values())) for row in flat)]),
+    }[form]()
+    assert odd in kompakt.compress(text, keep=0.1, compressor="structured").text
+
+
+def test_a_tool_result_inside_a_chat_is_cut_and_keeps_its_alarm():
+    result = json.dumps([{"id": n, "state": "FATAL" if n == 40 else "ok"} for n in range(80)])
+    call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Look at the machines."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": result},
+        {"role": "user", "content": "What failed?"},
+    ]
+    text = json.dumps(chat, indent=1)
+    for compressor in (kompakt.load("structured"), kompakt.Pipeline(["dedup", "structured"])):
+        small = kompakt.compress(text, query="What failed?", max_tokens=300, compressor=compressor)
+        kept = json.loads(small.text)
+        assert [message["role"] for message in kept] == [message["role"] for message in chat]
+        assert "FATAL" in kept[3]["content"]
+        assert kept[3]["tool_call_id"] == "c1"
