@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import regex
 
+from kompakt.compressor.types import Kind
 from kompakt.compressor.units.unit import Units
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ _IDENTIFIER = regex.compile(r"(?<![\p{L}\p{N}_])[\p{L}\p{N}_]++(?:[-.:/@+][\p{L}
 # the same patterns for plain ASCII, at a third of the time
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ASCII_IDENTIFIER = re.compile(r"(?<![a-z0-9_])[a-z0-9_]++(?:[-.:/@+][a-z0-9_]++)++")
+
+_MIN_ROWS: Final = 8
+_NEARLY_ALL: Final = 0.8
 
 _STOP_WORDS = frozenset(
     "a about an and are as at be been by can could did do does for from had has have he her his how i if in into is "
@@ -72,12 +76,30 @@ def query_terms(query: str) -> list[str]:
 def unit_terms(units: Units) -> list[list[str]]:
     """Return the terms of each unit with those of its context."""
     contexts: dict[str, list[str]] = {}
+    common = _keys_of_rows(units)
     found = []
     for unit in units:
         if unit.context not in contexts:
             contexts[unit.context] = terms(unit.context)
-        found.append(terms(unit.text) + contexts[unit.context])
+        own = terms(unit.text)
+        shared = common.get((unit.document, unit.parent)) if unit.kind is Kind.JSON else None
+        found.append([term for term in own if term not in shared] if shared else own)
+        found[-1].extend(contexts[unit.context])
     return found
+
+
+def _keys_of_rows(units: Units) -> dict[tuple[int, int | None], set[str]]:
+    """Return, for each array of JSON, the terms that nearly all of its rows share: keys, which tell none apart."""
+    rows: dict[tuple[int, int | None], list[set[str]]] = defaultdict(list)
+    for unit in units:
+        if unit.kind is Kind.JSON and unit.text.startswith("{"):
+            rows[unit.document, unit.parent].append(set(terms(unit.text)))
+    shared = {}
+    for place, bags in rows.items():
+        if len(bags) >= _MIN_ROWS:
+            frequency = Counter(term for bag in bags for term in bag)
+            shared[place] = {term for term, n in frequency.items() if n >= _NEARLY_ALL * len(bags)}
+    return shared
 
 
 def bm25_scores(units: Units, query: str) -> Sequence[float]:

@@ -108,7 +108,9 @@ def _per_length(units: Units, scores: np.ndarray) -> np.ndarray:
     weighted = scores.copy()
     for index, unit in enumerate(units):
         if unit.kind is Kind.PROSE:
-            weighted[index] *= (_USUAL_LENGTH / max(_SHORT, len(unit.text))) ** _BREVITY
+            # what is shorter still is a fragment more often than a statement
+            length = len(unit.text) if len(unit.text) > _SHORT else _USUAL_LENGTH
+            weighted[index] *= (_USUAL_LENGTH / length) ** _BREVITY
             if index + 1 < len(units) and _is_heading(unit, units[index + 1]):
                 weighted[index] *= _HEADING
     return weighted

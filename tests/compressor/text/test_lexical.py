@@ -1,5 +1,7 @@
 """BM25 over units."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from kompakt.compressor.text.bm25 import (
     query_terms,
     terms,
 )
+from kompakt.compressor.units.segment import segment
 
 STORY = (
     "The harbour of Varna was busy that morning. A grey cat slept on the quay. "
@@ -84,3 +87,14 @@ def test_the_patterns_for_ascii_find_what_the_general_ones_do(text):
     lowered = text.lower()
     assert _ASCII_WORD.findall(lowered) == _WORD.findall(lowered)
     assert _ASCII_IDENTIFIER.findall(lowered) == _IDENTIFIER.findall(lowered)
+
+
+def test_keys_that_all_rows_share_make_none_of_them_relevant():
+    rows = [{"approved_by": None, "service": "search", "summary": f"release {n}"} for n in range(20)]
+    rows[11]["summary"] = "pool size raised"
+    text = json.dumps(rows)
+    small = kompakt.compress(text, query="Who approved the pool of the service?", keep=0.15, compressor="lexical")
+    kept = [row for row in json.loads(small.text) if isinstance(row, dict)]
+    assert rows[11] in kept
+    scores = kompakt.load("lexical").score(segment([kompakt.Document(text, id="0")]), "approved service")
+    assert max(scores) == 0
