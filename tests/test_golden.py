@@ -1,6 +1,6 @@
 """Outputs of this version on the example documents, so that a change of what is kept is seen and meant.
 
-    KOMPAKT_UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py
+To accept a change: ``KOMPAKT_UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py``.
 """
 
 import json
