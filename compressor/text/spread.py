@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -30,9 +30,6 @@ _BREVITY: Final = 0.15
 _USUAL_LENGTH: Final = 120
 _SHORT: Final = 40
 _HEADING: Final = 0.8
-_ANOTHER: Final = 0.95
-"""Weight of a unit for each better one of its document."""
-_MOST_OTHERS: Final = 6
 _SCATTERED: Final = 0.7
 """Weight of a name whose words all occur, but not together."""
 _CONTEXT: Final = 0.5
@@ -57,8 +54,7 @@ def spread(units: Units, scores: np.ndarray, query: str) -> np.ndarray:
     reached = _scaled(_to_neighbours(units, _scaled(scores)))
     reached = _scaled(_to_documents(units, reached))
     reached = second_look(units, reached, query)
-    reached = _per_length(units, to_antecedents(units, reached))
-    return _over_documents(units, reached)
+    return _per_length(units, to_antecedents(units, reached))
 
 
 def _scaled(scores: np.ndarray) -> np.ndarray:
@@ -113,21 +109,6 @@ def _per_length(units: Units, scores: np.ndarray) -> np.ndarray:
             weighted[index] *= (_USUAL_LENGTH / length) ** _BREVITY
             if index + 1 < len(units) and _is_heading(unit, units[index + 1]):
                 weighted[index] *= _HEADING
-    return weighted
-
-
-def _over_documents(units: Units, scores: np.ndarray) -> np.ndarray:
-    """Let every further unit of a document count a little less, so that the next document has its turn."""
-    import numpy as np
-
-    if len(units.documents) < 2:
-        return scores
-    weighted = scores.copy()
-    n_before: Counter[int] = Counter()
-    for index in np.argsort(-scores, kind="stable"):
-        document = units[int(index)].document
-        weighted[index] *= _ANOTHER ** min(n_before[document], _MOST_OTHERS)
-        n_before[document] += 1
     return weighted
 
 
