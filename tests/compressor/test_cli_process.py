@@ -45,9 +45,12 @@ def test_interrupt_is_one_line():
     with start(*BASE, "--max-tokens", 9, "--jsonl") as process:
         process.stdin.write(b'{"text": "ready"}\n' * 16)
         process.stdin.flush()
-        assert process.stdout.readline()  # it is past its imports
+        for _ in range(16):
+            assert process.stdout.readline()
+        time.sleep(0.5)  # it now waits for more input, and only the interrupt can end it
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        process.wait(timeout=60)
+        err = process.stderr.read()
     assert (process.returncode, err) == (130, b"error: interrupted\n")
 
 
