@@ -61,7 +61,7 @@ class FileTokenizer:
     def __init__(self, name: str, data: bytes) -> None:
         self.name = name
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self._tokenizer = _parse(name, data)
+        self._tokenizer = parse_tokenizer(name, data)
 
     def __repr__(self) -> str:
         return f"FileTokenizer({self.name!r})"
@@ -153,7 +153,12 @@ def _from_file_version(name: str, file: Path, size: int, mtime_ns: int) -> Token
     return FileTokenizer(name, data)
 
 
-def _parse(name: str, data: bytes) -> tokenizers.Tokenizer:
+def parse_tokenizer(name: str, data: bytes) -> tokenizers.Tokenizer:
+    """Return the tokenizer that a ``tokenizer.json`` describes, counting special tokens' spellings as ordinary text.
+
+    Raises:
+        ModelError: If the content is not a tokenizer; ``name`` names it.
+    """
     from tokenizers import Tokenizer as Parser
 
     try:

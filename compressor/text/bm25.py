@@ -76,24 +76,24 @@ def query_terms(query: str) -> list[str]:
 def unit_terms(units: Units) -> list[list[str]]:
     """Return the terms of each unit with those of its context."""
     contexts: dict[str, list[str]] = {}
-    common = _keys_of_rows(units)
+    texts = [terms(unit.text) for unit in units]
+    common = _keys_of_rows(units, texts)
     found = []
-    for unit in units:
+    for unit, own in zip(units, texts, strict=True):
         if unit.context not in contexts:
             contexts[unit.context] = terms(unit.context)
-        own = terms(unit.text)
         shared = common.get((unit.document, unit.parent)) if unit.kind is Kind.JSON else None
         found.append([term for term in own if term not in shared] if shared else own)
         found[-1].extend(contexts[unit.context])
     return found
 
 
-def _keys_of_rows(units: Units) -> dict[tuple[int, int | None], set[str]]:
+def _keys_of_rows(units: Units, texts: Sequence[Sequence[str]]) -> dict[tuple[int, int | None], set[str]]:
     """Return, for each array of JSON, the terms that nearly all of its rows share: keys, which tell none apart."""
     rows: dict[tuple[int, int | None], list[set[str]]] = defaultdict(list)
-    for unit in units:
+    for unit, own in zip(units, texts, strict=True):
         if unit.kind is Kind.JSON and unit.text.startswith("{"):
-            rows[unit.document, unit.parent].append(set(terms(unit.text)))
+            rows[unit.document, unit.parent].append(set(own))
     shared = {}
     for place, bags in rows.items():
         if len(bags) >= _MIN_ROWS:
