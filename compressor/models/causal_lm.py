@@ -14,6 +14,7 @@ import numpy as np
 from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.tokenizers import parse_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -143,20 +144,10 @@ def _load_network(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMo
 
 
 def _load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer
-
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ModelError(f"{folder} has no tokenizer.json")
-    try:
-        parsed = Tokenizer.from_file(str(file))
-    except Exception as error:
-        # the parser raises bare Exception
-        raise ModelError(f"the tokenizer.json in {folder} is broken: {error}") from error
-    parsed.no_truncation()
-    parsed.no_padding()
-    parsed.encode_special_tokens = True
-    return parsed
+    return parse_tokenizer(str(folder), file.read_bytes())
 
 
 def _check_head(network: PreTrainedModel, prefix: int, folder: Path) -> None:
