@@ -11,7 +11,7 @@ from kompakt.compressor.errors import ConfigError, InputError
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, Tokenizer
 from kompakt.compressor.pipeline import OnError, Pipeline
 from kompakt.compressor.registry import load
-from kompakt.compressor.types import Budget, Compressed, Document, DocumentLike
+from kompakt.compressor.types import Compressed, Document, DocumentLike
 
 
 def compress(
@@ -26,6 +26,7 @@ def compress(
     mark_omissions: bool = False,
     strict: bool = False,
     on_error: OnError = "pass_through",
+    record: bool = False,
 ) -> Compressed:
     """Make a context smaller.
 
@@ -40,6 +41,7 @@ def compress(
         mark_omissions: Write a mark wherever prose, log lines or table rows are left out.
         strict: Raise ``CompressionError`` where the input would be passed through.
         on_error: ``"pass_through"`` returns the input with the reason if a compressor fails; ``"raise"`` raises.
+        record: Keep what each stage made of each unit, with its score, in ``decisions``.
 
     Returns:
         The compressed context, with its outcome, counts, provenance and trace.
@@ -61,6 +63,7 @@ def compress(
         mark_omissions=mark_omissions,
         strict=strict,
         on_error=on_error,
+        record=record,
     )[0]
 
 
@@ -76,6 +79,7 @@ def compress_batch(
     mark_omissions: bool = False,
     strict: bool = False,
     on_error: OnError = "pass_through",
+    record: bool = False,
 ) -> list[Compressed]:
     """Make several contexts smaller at once, each under its own budget; see ``compress``.
 
@@ -90,12 +94,13 @@ def compress_batch(
         mark_omissions: Write a mark wherever prose, log lines or table rows are left out.
         strict: Raise ``CompressionError`` where an input would be passed through.
         on_error: What to do if a compressor fails.
+        record: Keep what each stage made of each unit in ``decisions``.
 
     Raises:
         KompaktError: As ``compress``; ``InputError`` too if there are not as many queries as contexts.
     """
     pipeline = _as_pipeline(compressor, strict=strict, on_error=on_error, mark_omissions=mark_omissions)
-    budget = Budget(max_tokens, keep)
+    budget = pipeline.budget_for(max_tokens, keep)
     if isinstance(contexts, (str, bytes, Document)):
         raise InputError("contexts must be a list of contexts; for a single one call compress")
     items = list(contexts)
@@ -109,7 +114,8 @@ def compress_batch(
             tokenizer=counter,
             mark_omissions=mark_omissions or pipeline.mark_omissions,
         )
-        requests.append(replace(request, documents=tuple(_protect(doc, protect) for doc in request.documents)))
+        documents = tuple(_protect(doc, protect) for doc in request.documents)
+        requests.append(replace(request, documents=documents, record=record))
     return pipeline.compress_batch(requests)
 
 

@@ -20,9 +20,11 @@ from kompakt.compressor.results import fits, from_fragments, joined_text, to_par
 from kompakt.compressor.types import (
     Budget,
     Compressed,
+    Decision,
     Document,
     DocumentLike,
     Form,
+    Span,
     StageTrace,
     State,
     as_documents,
@@ -48,6 +50,7 @@ class Request:
         mark_omissions: Whether to write a mark wherever prose, log lines or table rows are left out.
         is_soft: Whether the compressor may stop above the budget once nothing redundant is left; a later stage
             enforces it.
+        record: Whether the result says what became of each unit.
     """
 
     documents: tuple[Document, ...]
@@ -57,6 +60,7 @@ class Request:
     state: State | None = None
     mark_omissions: bool = False
     is_soft: bool = False
+    record: bool = False
 
 
 class Compressor(ABC):
@@ -100,6 +104,9 @@ class Compressor(ABC):
     def weights_fingerprint(self) -> str:
         """SHA-256 of the model's files; empty for a compressor without a model."""
         return ""
+
+    def forget(self) -> None:  # noqa: B027 (most remember nothing)
+        """Empty what is remembered of earlier calls: for measurements, and to give memory back."""
 
     @abstractmethod
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
@@ -203,13 +210,15 @@ class ScoringCompressor(Compressor):
             raise BudgetError(
                 f"keep={request.budget.keep} of {tokens_before} tokens leaves no token; raise keep or give max_tokens"
             )
-        fragments = self._select(request, tokens_before, max_tokens)
+        fragments, decisions = self._select(request, tokens_before, max_tokens)
         result = from_fragments(request.documents, fragments, request.tokenizer, tokens_before)
         check(result)
         trace = StageTrace(self.name, time.perf_counter() - began, tokens_before, result.tokens_after, note=self.note)
-        return dataclasses.replace(result, trace=(trace,))
+        return dataclasses.replace(result, trace=(trace,), decisions=decisions)
 
-    def _select(self, request: Request, tokens_before: int, max_tokens: int) -> list[list[Fragment]]:
+    def _select(
+        self, request: Request, tokens_before: int, max_tokens: int
+    ) -> tuple[list[list[Fragment]], tuple[Decision, ...]]:
         job = Job(request, tokens_before, max_tokens)
         units = segment(request.documents, prose=self.prose_splitter(request))
         scores = [float(score) for score in self.score(units, request.query)]
@@ -218,17 +227,21 @@ class ScoringCompressor(Compressor):
                 f"{self.name} must give one finite score a unit: {len(units)} units, {len(scores)} scores"
             )
         order = self.rank(units, scores)
-        fragments = job.write(units, self.choose(units, job, order))
+        kept = self.choose(units, job, order)
+        fragments = job.write(units, kept)
         if not any(fragments):
             # the budget holds no whole unit: as many words of the best ones as it does hold
             words = segment(request.documents, prose=split_words)
-            fragments = job.write(words, job.select(words, _by_word(words, units, order)))
+            owners = _owners(words, units)
+            kept = job.select(words, _by_word(owners, order))
+            units, scores = words, [scores[owner] for owner in owners]
+            fragments = job.write(words, kept)
         if not any(fragments):
             raise BudgetError(
                 f"{max_tokens} tokens hold not even the smallest piece of the input that can stand alone; "
                 f"the input has {tokens_before} tokens"
             )
-        return fragments
+        return fragments, _decisions(self.name, units, scores, kept) if request.record else ()
 
     def rank(self, units: Units, scores: Sequence[float]) -> list[int]:
         """Return the units' indices, best first; by default by score, earlier ones first among equals."""
@@ -278,17 +291,25 @@ class Job:
         return render(units, kept, mark_omissions=self.request.mark_omissions)
 
 
-def _by_word(words: Units, units: Units, order: Sequence[int]) -> list[int]:
-    """Return the words in the order of the units that they stand in, and within one as they come."""
+def _owners(words: Units, units: Units) -> list[int]:
+    """Return for each word the index of the unit that it stands in."""
     starts = [(unit.document, unit.start) for unit in units]
+    return [max(0, bisect_right(starts, (word.document, word.start)) - 1) for word in words]
+
+
+def _by_word(owners: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Return the words in the order of the units that they stand in, and within one as they come."""
     ranks = {index: rank for rank, index in enumerate(order)}
+    return sorted(range(len(owners)), key=lambda word: (ranks[owners[word]], word))
 
-    def place(index: int) -> tuple[int, int]:
-        word = words[index]
-        unit = bisect_right(starts, (word.document, word.start)) - 1
-        return ranks.get(unit, len(ranks)), index
 
-    return sorted(range(len(words)), key=place)
+def _decisions(stage: str, units: Units, scores: Sequence[float], kept: frozenset[int]) -> tuple[Decision, ...]:
+    ids = [document.id or "" for document in units.documents]
+    spans = [Span(ids[unit.document], unit.start, unit.head_end, unit.kind, unit.protected) for unit in units]
+    return tuple(
+        Decision(span, stage, score, index in kept)
+        for index, (span, score) in enumerate(zip(spans, scores, strict=True))
+    )
 
 
 def costs(units: Units, tokenizer: Tokenizer, n_tokens: int) -> list[float]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from kompakt.compressor.models.tokenizers import Tokenizer
 from kompakt.compressor.types import (
     DOCUMENT_SEPARATOR,
     Compressed,
+    Decision,
     Document,
     Kind,
     Outcome,
@@ -87,11 +88,7 @@ def _protected(pieces: Sequence[Fragment], source: Document) -> tuple[tuple[int,
 
 def unchanged(sources: Sequence[Document], n_tokens: int, outcome: Outcome) -> Compressed:
     """Make the result of a call that returns its input as it came."""
-    fragments = [
-        [Fragment(source.text, Span(source.id or "", 0, len(source.text), recognise(source).kind))]
-        for source in sources
-    ]
-    part = to_part(fragments)
+    part = to_part([[whole(source)] for source in sources])
     return Compressed(
         parts=(part,) if part.text else (),
         documents=tuple(sources),
@@ -101,6 +98,11 @@ def unchanged(sources: Sequence[Document], n_tokens: int, outcome: Outcome) -> C
         n_bytes=len(part.text.encode()),
         sources=tuple(sources),
     )
+
+
+def whole(source: Document) -> Fragment:
+    """Return a document as a single piece."""
+    return Fragment(source.text, Span(source.id or "", 0, len(source.text), recognise(source).kind))
 
 
 def fits(sources: Sequence[Document], n_tokens: int, stage: str, seconds: float) -> Compressed:
@@ -130,7 +132,19 @@ def traced_back(result: Compressed, earlier: Compressed) -> Compressed:
         tokens_before=earlier.tokens_before,
         sources=earlier.sources,
         trace=(*earlier.trace, *result.trace),
+        decisions=(*earlier.decisions, *_traced_decisions(result, earlier, origins)),
     )
+
+
+def _traced_decisions(result: Compressed, earlier: Compressed, origins: Mapping[str, _Origin]) -> Iterator[Decision]:
+    texts = {document.id or "": document.text for document in earlier.documents}
+    for decision in result.decisions:
+        span = decision.span
+        if span.start < span.end:
+            own = Fragment(texts[span.document_id][span.start : span.end], span)
+            for piece in _traced(own, origins[span.document_id]):
+                if piece.span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
+                    yield replace(decision, span=piece.span)
 
 
 def fragments_of(part: TextPart) -> Iterator[Fragment]:
@@ -139,12 +153,12 @@ def fragments_of(part: TextPart) -> Iterator[Fragment]:
         yield Fragment(part.text[start:end], span)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Origin:
     """Where the pieces of a compressed document come from; ``bounds`` are their offsets in it, with its length."""
 
-    bounds: list[int] = field(default_factory=lambda: [0])
-    spans: list[Span] = field(default_factory=list)
+    bounds: list[int]
+    spans: list[Span]
 
     def touching(self, start: int, end: int) -> range:
         """Return the indices of the pieces in ``[start, end)``; of an empty range, that of the piece it is in."""
@@ -153,17 +167,24 @@ class _Origin:
         return range(first, min(last, max(first, bisect_left(self.bounds, end) - 1)) + 1)
 
 
-def _origins(result: Compressed) -> dict[str, _Origin]:
-    """Return where each of a result's documents comes from."""
-    origins = {document.id or "": _Origin() for document in result.documents}
+def by_document(result: Compressed) -> dict[str, list[Fragment]]:
+    """Return the pieces that a result has of each of its documents, without what joins one document to the next."""
+    pieces: dict[str, list[Fragment]] = {document.id or "": [] for document in result.documents}
     for part in result.parts:
         for fragment in fragments_of(part):
-            origin = origins[fragment.span.document_id]
+            own = pieces[fragment.span.document_id]
             # a separator that precedes a document's first piece joins it to the document before
-            if origin.spans or fragment.span.kind is not Kind.SEPARATOR:
-                origin.bounds.append(origin.bounds[-1] + len(fragment.text))
-                origin.spans.append(fragment.span)
-    return origins
+            if own or fragment.span.kind is not Kind.SEPARATOR:
+                own.append(fragment)
+    return pieces
+
+
+def _origins(result: Compressed) -> dict[str, _Origin]:
+    """Return where each of a result's documents comes from."""
+    return {
+        name: _Origin(list(accumulate((len(piece.text) for piece in pieces), initial=0)), [p.span for p in pieces])
+        for name, pieces in by_document(result).items()
+    }
 
 
 def _traced(fragment: Fragment, origin: _Origin) -> list[Fragment]:

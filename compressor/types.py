@@ -95,44 +95,64 @@ def _is_range(pair: object, length: int) -> bool:
 DocumentLike: TypeAlias = str | Document
 
 
+WHOLE_KINDS = (Kind.PROSE, Kind.CODE, Kind.JSON, Kind.LOG, Kind.TABLE)
+"""What a document can be as a whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much may remain: exactly one of a token count and a kept fraction.
+    """How much may remain: exactly one of a token count, a kept fraction, and fractions by kind of content.
 
     Args:
         max_tokens: The most tokens the result may have, counted by the target model's tokenizer.
         keep: The fraction of the tokens that may remain, above 0 and up to 1.
+        by_kind: The fraction that may remain of the documents of each kind; others stay whole. For pipelines.
 
     Raises:
-        BudgetError: If neither or both are given, or the value makes no sense.
+        BudgetError: If none or several are given, or the value makes no sense.
     """
 
     max_tokens: int | None = None
     keep: float | None = None
+    by_kind: Mapping[Kind, float] | None = None
 
     def __post_init__(self) -> None:
-        if (self.max_tokens is None) == (self.keep is None):
+        given = [value for value in (self.max_tokens, self.keep, self.by_kind) if value is not None]
+        if len(given) != 1:
+            by_kind = f" and by_kind={self.by_kind!r}" if self.by_kind is not None else ""
             raise BudgetError(
                 "give exactly one of max_tokens= and keep=, "
-                f"got max_tokens={self.max_tokens!r} and keep={self.keep!r}"
+                f"got max_tokens={self.max_tokens!r} and keep={self.keep!r}{by_kind}"
             )
         if self.max_tokens is not None:
             if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, Integral):
                 raise BudgetError(f"max_tokens must be a whole number, got {self.max_tokens!r}")
             if self.max_tokens < 1:
                 raise BudgetError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        else:
-            if isinstance(self.keep, bool) or not isinstance(self.keep, Real):
-                raise BudgetError(f"keep must be a number, got {self.keep!r}")
-            if not math.isfinite(self.keep) or not 0 < self.keep <= 1:
-                raise BudgetError(f"keep must be above 0 and at most 1 (1 keeps everything), got {self.keep}")
+        elif self.keep is not None:
+            _check_fraction(self.keep, "keep")
+        for kind, keep in (self.by_kind or {}).items():
+            _check_fraction(keep, f"keep of {kind}")
 
     def resolve(self, n_tokens: int) -> int:
-        """Return the ceiling in tokens for an input of ``n_tokens`` tokens."""
+        """Return the ceiling in tokens for an input of ``n_tokens`` tokens.
+
+        Raises:
+            BudgetError: If the budget is one by kind, which only a pipeline can spend.
+        """
         if self.max_tokens is not None:
             return int(self.max_tokens)
+        if self.keep is None:
+            raise BudgetError("a budget by kind of content is for pipelines; give max_tokens or keep")
         # float noise must not cost a token: 0.29 * 100 is 28.999999999999996
-        return math.floor(round(float(self.keep or 0.0) * n_tokens, 6))
+        return math.floor(round(float(self.keep) * n_tokens, 6))
+
+
+def _check_fraction(value: object, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise BudgetError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or not 0 < float(value) <= 1:
+        raise BudgetError(f"{name} must be above 0 and at most 1 (1 keeps everything), got {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +240,23 @@ class StageTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """What a stage made of one unit.
+
+    Args:
+        span: The unit's own text in its source; of a container, the part before its children.
+        stage: The compressor's name.
+        score: What the compressor gave it; higher is better, comparable within one stage and request only.
+        is_kept: Whether it went on to the next stage or into the result.
+    """
+
+    span: Span
+    stage: str
+    score: float
+    is_kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """What a sequential compressor carries from one call to the next.
 
@@ -246,6 +283,7 @@ class Compressed:
         trace: One entry a stage.
         sources: The documents that went in.
         state: What a sequential compressor needs to go on.
+        decisions: What each stage made of each unit, if the request asked for a record; spans are of the sources.
     """
 
     parts: tuple[Part, ...]
@@ -257,6 +295,7 @@ class Compressed:
     trace: tuple[StageTrace, ...] = ()
     sources: tuple[Document, ...] = field(default=(), repr=False)
     state: State | None = None
+    decisions: tuple[Decision, ...] = field(default=(), repr=False)
 
     @property
     def text(self) -> str:
