@@ -56,7 +56,8 @@ def check(how: How) -> None:
     from kompakt.compressor.models.tokenizers import load_tokenizer
     from kompakt.compressor.types import Budget
 
-    Budget(how["max_tokens"], how["keep"])
+    if how["max_tokens"] is not None or how["keep"] is not None:
+        Budget(how["max_tokens"], how["keep"])
     if how["tokenizer"] is not None:
         how["tokenizer"] = load_tokenizer(how["tokenizer"])
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from kompakt.compressor.errors import ConfigError
+from kompakt.compressor.errors import BudgetError, ConfigError
 from kompakt.compressor.pipeline import Pipeline, Stage
 from kompakt.compressor.registry import compressor_names, load
 
@@ -22,6 +22,7 @@ _PIPELINE_TYPES: Final[Mapping[str, type]] = {
     "strict": bool,
     "on_error": str,
     "mark_omissions": bool,
+    "keep": dict,
     "stages": list,
 }
 _STAGE_TYPES: Final[Mapping[str, type]] = {"compressor": str, "share": float, "options": dict}
@@ -58,7 +59,10 @@ def parse_pipeline(text: str) -> Pipeline:
     stages = data.pop("stages", [])
     if not stages:
         raise ConfigError('a pipeline needs at least one [[stages]] table with compressor = "..."')
-    return Pipeline([_parse_stage(stage, index) for index, stage in enumerate(stages)], **data)
+    try:
+        return Pipeline([_parse_stage(stage, index) for index, stage in enumerate(stages)], **data)
+    except BudgetError as error:
+        raise ConfigError(f"[keep]: {error}") from error
 
 
 def _parse_stage(data: object, index: int) -> Stage:
@@ -92,6 +96,8 @@ def write_pipeline(pipeline: Pipeline) -> str:
             raise ConfigError(f"tokenizer {pipeline.tokenizer!r} has no name; give the pipeline a name or a folder")
         data["tokenizer"] = os.fspath(pipeline.tokenizer)
     data |= {"strict": pipeline.strict, "on_error": pipeline.on_error, "mark_omissions": pipeline.mark_omissions}
+    if pipeline.budget is not None and pipeline.budget.by_kind:
+        data["keep"] = {kind.value: keep for kind, keep in pipeline.budget.by_kind.items()}
     data["stages"] = [_stage_table(stage) for stage in pipeline.stages]
     return tomli_w.dumps(data)
 

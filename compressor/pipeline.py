@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from kompakt.compressor.base import Compressor, Request, make_request
+from kompakt.compressor.by_kind import join_kinds, split_by_kind
 from kompakt.compressor.errors import (
     BudgetError,
     CompressionError,
@@ -21,7 +22,7 @@ from kompakt.compressor.errors import (
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, Tokenizer
 from kompakt.compressor.registry import load
 from kompakt.compressor.results import fits, joined_text, traced_back, unchanged
-from kompakt.compressor.types import Budget, Compressed, DocumentLike, Outcome, State, Status
+from kompakt.compressor.types import WHOLE_KINDS, Budget, Compressed, DocumentLike, Kind, Outcome, State, Status
 from kompakt.compressor.validity import check
 
 _LOG = logging.getLogger(__name__)
@@ -65,9 +66,12 @@ class Pipeline(Compressor):
         strict: Raise ``CompressionError`` where the input would be passed through.
         on_error: ``"pass_through"`` returns the input with the reason if a stage fails; ``"raise"`` raises.
         mark_omissions: Write a mark wherever prose, log lines or table rows are left out.
+        keep: The fraction of tokens that may remain of each kind of document, for calls that give no budget;
+            documents of other kinds then stay whole.
 
     Raises:
         ConfigError: If a stage or an option is wrong.
+        BudgetError: If a fraction or a kind is.
     """
 
     name: ClassVar[str] = "pipeline"
@@ -80,6 +84,7 @@ class Pipeline(Compressor):
         strict: bool = False,
         on_error: OnError = "pass_through",
         mark_omissions: bool = False,
+        keep: Mapping[Kind, float] | Mapping[str, float] | None = None,
     ) -> None:
         if isinstance(stages, (str, Compressor, Stage)) or not stages:
             raise ConfigError(f"stages must be a list of at least one compressor, got {stages!r}")
@@ -93,6 +98,7 @@ class Pipeline(Compressor):
         self.strict = strict
         self.on_error = on_error
         self.mark_omissions = mark_omissions
+        self.budget = _budget_by_kind(keep) if keep else None
 
     @property
     def options(self) -> dict[str, object]:
@@ -101,6 +107,11 @@ class Pipeline(Compressor):
             "stages": [(stage.compressor.fingerprint, stage.share) for stage in self.stages],
             "mark_omissions": self.mark_omissions,
         }
+
+    def forget(self) -> None:
+        """Empty what the stages remember of earlier calls."""
+        for stage in self.stages:
+            stage.compressor.forget()
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
@@ -137,21 +148,45 @@ class Pipeline(Compressor):
         request = make_request(
             documents,
             query=query,
-            budget=Budget(max_tokens, keep),
+            budget=self.budget_for(max_tokens, keep),
             tokenizer=tokenizer or self.tokenizer or DEFAULT_TOKENIZER,
             state=state,
             mark_omissions=self.mark_omissions,
         )
         return self.compress_batch([request])[0]
 
+    def budget_for(self, max_tokens: int | None, keep: float | None) -> Budget:
+        """Return the budget that a call gave, or the pipeline's own if it gave none.
+
+        Raises:
+            BudgetError: If what was given makes no sense, or nothing was given and there is none.
+        """
+        if max_tokens is None and keep is None and self.budget is not None:
+            return self.budget
+        return Budget(max_tokens, keep)
+
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         """Compress several requests, each stage over all of them at once.
+
+        A request with a budget by kind is compressed as one request a kind.
 
         Raises:
             BudgetError: If a budget cannot hold what it must.
             CompressionError: If ``strict`` and a stage failed.
             KompaktError: If the configuration is at fault: a missing model, extra or option.
         """
+        if not any(request.budget.by_kind for request in requests):
+            return self._compress_batch(requests)
+        split = [split_by_kind(request) if request.budget.by_kind else {} for request in requests]
+        plain = [request for request in requests if not request.budget.by_kind]
+        results = iter(self._compress_batch([*(part for parts in split for part in parts.values()), *plain]))
+        of_kinds = [{kind: next(results) for kind in parts} for parts in split]
+        return [
+            join_kinds(request, found, self.name) if request.budget.by_kind else next(results)
+            for request, found in zip(requests, of_kinds, strict=True)
+        ]
+
+    def _compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         total = len(requests)
         labels = [f"context {n} of {total}: " if total > 1 else "" for n in range(1, total + 1)]
         runs = [_Run(request, label) for request, label in zip(requests, labels, strict=True)]
@@ -244,6 +279,15 @@ class _Run:
         if self.current.tokens_after < self.tokens_before:
             return replace(self.current, outcome=Outcome(Status.COMPRESSED))
         return self.current
+
+
+def _budget_by_kind(keep: Mapping[Kind, float] | Mapping[str, float]) -> Budget:
+    if not isinstance(keep, Mapping):
+        raise ConfigError(f"keep must be a table of fractions by kind of document, got {keep!r}")
+    for name in keep:
+        if name not in WHOLE_KINDS:
+            raise ConfigError(f"keep has no kind of document {name!r}. Kinds: {', '.join(WHOLE_KINDS)}")
+    return Budget(by_kind={Kind(name): value for name, value in keep.items()})
 
 
 def _as_stage(stage: Compressor | Stage | str) -> Stage:
