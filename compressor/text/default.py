@@ -66,6 +66,11 @@ class Default(ScoringCompressor):
     def _words_only(self) -> bool:
         return self.model == "none" or (self.model == "auto" and _missing() is not None)
 
+    def forget(self) -> None:
+        """Empty the cache of embeddings, which all compressors of this process share."""
+        if not self._words_only:
+            load_sentence_encoder(self._model).forget()
+
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return relevance from 0 to 1, plus what a unit's place in structured content is worth."""
         import numpy as np

@@ -59,6 +59,10 @@ class Extractive(ScoringCompressor):
         """SHA-256 of the sentence encoder's files."""
         return weights_fingerprint(model_path(self.model))
 
+    def forget(self) -> None:
+        """Empty the cache of embeddings, which all compressors of this process share."""
+        load_sentence_encoder(self.model).forget()
+
     def prose_splitter(self, request: Request) -> ProseSplitter:
         """Return the sentence splitter, or one that packs sentences into chunks."""
         if self.granularity == "sentence":

@@ -98,6 +98,10 @@ class SelectiveContext(ScoringCompressor):
             return scorer
         return hashlib.sha256(f"{scorer} {weights_fingerprint(model_path(CHUNKER))}".encode()).hexdigest()
 
+    def forget(self) -> None:
+        """Empty the cache of surprisals and phrases, which all compressors of this process share."""
+        clear_cache()
+
     def prose_splitter(self, request: Request) -> ProseSplitter:
         """Return how running text is cut.
 
