@@ -9,6 +9,7 @@
     ├── ModelError             a model or tokenizer cannot be used
     │   ├── ModelNotFoundError     it is not on this machine; the message names the pull command
     │   └── DownloadError          pulling it failed, or what arrived is not what was pinned
+    ├── BackendError           a model behind an adapter cannot be reached, or failed
     ├── MissingExtraError      an optional dependency is absent; the message names the pip command
     ├── ValidityError          an output broke a promise and was withheld
     └── CompressionError       ``strict=True`` and a request could not be compressed
@@ -43,6 +44,10 @@ class ModelNotFoundError(ModelError, LookupError):
 
 class DownloadError(ModelError):
     """A download failed, or its content differs from the pinned hash."""
+
+
+class BackendError(KompaktError):
+    """A model behind an adapter cannot be reached, or failed."""
 
 
 class MissingExtraError(KompaktError, ImportError):

@@ -8,6 +8,7 @@
 
 from kompakt.compressor.api import compress, compress_batch
 from kompakt.compressor.errors import (
+    BackendError,
     BudgetError,
     CompressionError,
     ConfigError,
@@ -26,6 +27,7 @@ from kompakt.compressor.types import Budget, Compressed, Document, Span
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendError",
     "Budget",
     "BudgetError",
     "Compressed",
