@@ -1,0 +1,1 @@
+"""The tasks, one file each: rows of a data folder become examples."""
