@@ -1,0 +1,1 @@
+"""Self-contained pages: the report of an evaluation, and one compression to look at."""
