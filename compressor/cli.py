@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from kompakt.compressor import cli_input, cli_render
+from kompakt.compressor.cli_calibrate import calibrate_command
 from kompakt.compressor.cli_compress import How, Show, check, compress_files, compress_lines
+from kompakt.compressor.cli_eval import evaluate_command
+from kompakt.compressor.cli_inspect import inspect_command
 from kompakt.compressor.errors import ConfigError, InputError, KompaktError
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ _USAGE, _UNEXPECTED, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
 app = typer.Typer(name="kompakt", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 models_app = typer.Typer(help="List, pull and find the named models.", rich_markup_mode=None)
 app.add_typer(models_app, name="models")
+app.command("inspect")(inspect_command)
+app.command("eval")(evaluate_command)
+app.command("calibrate")(calibrate_command)
 
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
 
@@ -95,7 +101,8 @@ def root(
 ) -> None:
     """Smaller contexts for language models.
 
-    Exit status: 0 success, 2 wrong usage or input, 1 unexpected error, 130 interrupted, 141 output closed.
+    Exit status: 0 success, 2 wrong usage or input, 3 nothing qualifies (calibrate), 1 unexpected error,
+    130 interrupted, 141 output closed.
     """
     if version:
         import kompakt
@@ -154,8 +161,8 @@ def compress(
     be used are reported by number and left out, the others are written, and the exit status is 2.
     """
     del debug  # run looks for it, since errors arise before options are known
-    if (max_tokens is None) == (keep is None):
-        raise InputError("give exactly one of --max-tokens N and --keep F")
+    loaded = named_compressor(compressor, pipeline, strict=strict)
+    check_budget(max_tokens, keep, loaded)
     if sum((explain, as_json, jsonl)) > 1:
         raise InputError("give at most one of --explain, --json and --jsonl")
     cli_input.check_encoding(encoding)
@@ -164,7 +171,7 @@ def compress(
         max_tokens=max_tokens,
         keep=keep,
         tokenizer=tokenizer,
-        compressor=_compressor(compressor, pipeline, strict=strict),
+        compressor=loaded,
         protect=protect or [],
         mark_omissions=mark_omissions,
         strict=strict and pipeline is None,
@@ -178,7 +185,23 @@ def compress(
         compress_files(names, query, encoding, how, show)
 
 
-def _compressor(name: str | None, pipeline: str | None, *, strict: bool) -> Compressor:
+def check_budget(max_tokens: int | None, keep: float | None, compressor: Compressor) -> None:
+    """Check that there is one budget: from the command line, or of a calibrated pipeline.
+
+    Raises:
+        InputError: If there is none, or two.
+    """
+    has_own = max_tokens is None and keep is None and getattr(compressor, "budget", None) is not None
+    if not has_own and (max_tokens is None) == (keep is None):
+        raise InputError("give exactly one of --max-tokens N and --keep F")
+
+
+def named_compressor(name: str | None, pipeline: str | None, *, strict: bool) -> Compressor:
+    """Return the compressor of that name, or the pipeline of that file, or the default.
+
+    Raises:
+        ConfigError: If both are given, or what is given cannot be used.
+    """
     from kompakt.compressor.pipeline import Pipeline
     from kompakt.compressor.registry import load
 

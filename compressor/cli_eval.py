@@ -1,0 +1,207 @@
+"""``kompakt eval``: the run with its progress, the table at its end, and where the files are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from kompakt.compressor import cli_render
+from kompakt.compressor.errors import InputError, MissingExtraError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kompakt.compressor.evaluation.runner import Progress
+    from kompakt.compressor.evaluation.summary import Cell, Estimate, Summary
+
+_PLAIN_EVERY: Final = 5.0
+"""Seconds between two lines of progress where nobody watches a bar."""
+
+_QUICK_LIMIT: Final = 4
+_QUICK_CONTEXT: Final = 500
+_QUICK_READ: Final = 1
+
+_NO_READER: Final = "none"
+
+_List = list[str] | None
+
+
+def evaluate_command(
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="A folder of task files or a file of questions; see docs/evaluation.md."),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="The folder of the run.")
+    ] = "evaluation",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The samples of the package, few of them: a minute.")
+    ] = False,
+    task: Annotated[_List, typer.Option("--task", "-t", metavar="NAME", help="Only this task; repeatable.")] = None,
+    compressor: Annotated[
+        _List, typer.Option("--compressor", "-c", metavar="NAME", help="Only this compressor; repeatable.")
+    ] = None,
+    keep: Annotated[
+        list[float] | None, typer.Option("--keep", metavar="F", help="A budget; repeatable. Default: 0.5 0.25 0.1.")
+    ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A model that answers: a name, a folder, URL#MODEL, or none."),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Whose tokens count.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="The most examples of a task; 0 for all.")] = 40,
+    reader_limit: Annotated[
+        int, typer.Option(metavar="N", help="The most examples of a task that are read; 0 for all.")
+    ] = 0,
+    reader_positions: Annotated[
+        int, typer.Option(metavar="N", help="Contexts with more tokens are not read.")
+    ] = 8192,
+    max_context: Annotated[
+        int, typer.Option(metavar="N", help="The most tokens of a context before compression; 0 for no limit.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Decides what is left to chance.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on the standard error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+) -> None:
+    """Measure what each compressor keeps of your data or of standard tasks, how well and how fast.
+
+    Writes rows.jsonl, summary.json, summary.csv and report.html into the output folder. Finished rows are kept: a run
+    that was interrupted goes on where it stopped if it is started again with the same options.
+    """
+    del debug
+    if quick and data is not None:
+        raise InputError("--quick runs on the samples of the package; leave out --quick to use your data")
+    from kompakt.compressor.evaluation.evaluate import Settings, evaluate
+    from kompakt.compressor.evaluation.output import REPORT_FILE, write_outputs
+    from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER
+
+    chosen_reader, remark = _reader(reader)
+    settings = Settings(
+        output=Path(output),
+        data=None if data is None else _existing(data),
+        tasks=tuple(task or ()),
+        compressors=tuple(compressor or ()),
+        keeps=tuple(keep or (0.5, 0.25, 0.1)),
+        tokenizer=tokenizer or chosen_reader_tokenizer(chosen_reader) or DEFAULT_TOKENIZER,
+        reader=chosen_reader,
+        limit=_QUICK_LIMIT if quick else limit or None,
+        reader_limit=_QUICK_READ if quick else reader_limit or None,
+        reader_positions=reader_positions,
+        max_context=_QUICK_CONTEXT if quick else max_context or None,
+        seed=seed,
+    )
+    began = time.perf_counter()
+    with progress(quiet=quiet) as show:
+        done = evaluate(settings, on_progress=show)
+    files = write_outputs(done.summary, done.folder)
+    cli_render.show(table(done.summary))
+    if quiet:
+        return
+    for note in (remark, *(f"not compared: {name}: {why}" for name, why in done.left_out.items())):
+        if note:
+            cli_render.say(cli_render.one_line(note))
+    cli_render.say(f"{time.perf_counter() - began:.0f} s; {', '.join(file.name for file in files)} in {done.folder}")
+    cli_render.say(f"open {(done.folder / REPORT_FILE).resolve().as_uri()}")
+
+
+def _existing(data: str) -> Path:
+    path = Path(data)
+    if not path.exists():
+        raise InputError(f"cannot read {data}: there is no such file or folder")
+    return path
+
+
+def _reader(name: str | None) -> tuple[str | None, str]:
+    """Return who reads, and why nobody does although nobody said so."""
+    from kompakt.compressor.evaluation.evaluate import DEFAULT_READER, load_reader
+
+    if name is not None:
+        return (None if name == _NO_READER else name), ""
+    try:
+        load_reader(DEFAULT_READER)
+    except (ModelNotFoundError, MissingExtraError) as error:
+        return None, f"no reader: {error}"
+    return DEFAULT_READER, ""
+
+
+def chosen_reader_tokenizer(reader: str | None) -> str | None:
+    """Return the tokenizer that goes with a reader; None if it has none on this machine."""
+    return None if reader is None or "://" in reader else reader
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Progress | None]:
+    """Show a bar with the time that is left on a terminal, and a line every few seconds elsewhere."""
+    console = cli_render.console(stderr=True)
+    if quiet:
+        yield None
+        return
+    if not console.is_terminal:
+        yield _plain()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        shown = bar.add_task("", total=None)
+        yield lambda done, total, label: bar.update(shown, completed=done, total=total, description=label)
+
+
+def _plain() -> Progress:
+    began = last = time.perf_counter()
+    first: int | None = None
+
+    def show(done: int, total: int, label: str) -> None:
+        nonlocal last, first
+        now = time.perf_counter()
+        # rows of an earlier run took no time
+        first = done if first is None else first
+        if now - last < _PLAIN_EVERY or done == first:
+            return
+        last = now
+        left = (now - began) / (done - first) * (total - done)
+        cli_render.say(f"progress done={done} total={total} seconds_left={left:.0f} at={label!r}")
+
+    return show
+
+
+def table(summary: Summary) -> Table:
+    """Return the means over tasks as a table for a terminal."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    made.add_column("method")
+    for heading in ("keep", "kept", *summary.metrics, "over", "broken", "failed", "seconds"):
+        made.add_column(heading.replace("_kept", "").replace("_", "\n"), justify="right")
+    means = [cell for cell in summary.cells if not cell.task]
+    roles = {method.name: method.role for method in summary.methods}
+    for method in roles:
+        for cell in (cell for cell in means if cell.method == method):
+            made.add_row(cell.method, *_cells(cell, list(summary.metrics)))
+    return made
+
+
+def _cells(cell: Cell, metrics: Sequence[str]) -> list[str]:
+    return [
+        f"{cell.keep:g}",
+        f"{cell.kept:.0%}",
+        *(_estimate(cell.estimates.get(metric), is_first=index == 0) for index, metric in enumerate(metrics)),
+        str(cell.n_over_budget),
+        f"{cell.n_invalid} of {cell.n_checked}" if cell.n_checked else "",
+        str(cell.n_failed),
+        "" if math.isnan(cell.seconds) else f"{cell.seconds:.3f}",
+    ]
+
+
+def _estimate(found: Estimate | None, *, is_first: bool) -> str:
+    if found is None:
+        return ""
+    interval = f" [{found.low:.2f}, {found.high:.2f}]" if is_first else ""
+    return f"{found.mean:.3f}{interval}"
