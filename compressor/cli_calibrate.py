@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 
 import typer
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from kompakt.compressor.evaluation.calibration import Calibration
     from kompakt.compressor.evaluation.example import Example
+    from kompakt.compressor.models.tokenizers import Tokenizer
     from kompakt.compressor.pipeline import Pipeline
 
 _NOTHING_QUALIFIES: Final = 3
@@ -58,7 +58,7 @@ def calibrate_command(
     """
     del debug
     from kompakt.compressor.cli import named_compressor
-    from kompakt.compressor.evaluation.calibration import Quality, calibrate, with_answer_in_context
+    from kompakt.compressor.evaluation.calibration import Quality, calibrate, needed, with_answer_in_context
     from kompakt.compressor.evaluation.evaluate import load_reader
     from kompakt.compressor.evaluation.runner import Reader
     from kompakt.compressor.models.tokenizers import load_tokenizer
@@ -68,9 +68,11 @@ def calibrate_command(
         raise ConfigError(f"--quality must be one of {', '.join(get_args(Quality))}, got {quality!r}")
     cli_render.check_output(output)
     examples = _examples(data, per_document, seed)
-    asked = with_answer_in_context(examples) if quality == "answer_recall" else examples
+    is_recall = quality == "answer_recall"
+    asked = with_answer_in_context(examples) if is_recall else [example for example in examples if example.answers]
+    what = "no answer of theirs stands in the context" if is_recall else "they have no answer"
     if not asked:
-        raise InputError(f"none of {len(examples)} questions has an answer that stands in its context")
+        raise InputError(f"none of {len(examples)} questions can be used: {what}")
     named = named_compressor(compressor, pipeline, strict=False)
     chosen = named if isinstance(named, Pipeline) else Pipeline([named])
     backend = load_reader(reader) if reader else None
@@ -87,10 +89,14 @@ def calibrate_command(
             seed=seed,
             on_progress=show,
         )
-    cli_render.show(table(found))
+    if output != "-":
+        cli_render.show(table(found))
     if len(asked) < len(examples):
-        cli_render.say(f"{len(examples) - len(asked)} questions left out: no answer of theirs stands in the context")
-    _finish(found, chosen, max_loss, confidence, output)
+        cli_render.say(f"{len(examples) - len(asked)} questions left out: {what}")
+    few = 0 if quality == "log_likelihood" else needed(max_loss, confidence)
+    _require_all(found, f"no budget keeps the loss under {max_loss:g} with {confidence:.0%} confidence", few)
+    if output is not None:
+        _write(found, chosen, tokenizer or chosen.tokenizer, output)
 
 
 def _examples(data: Sequence[str], per_document: int, seed: int) -> list[Example]:
@@ -125,30 +131,30 @@ def table(found: Sequence[Calibration]) -> Table:
     return made
 
 
-def _finish(
-    found: Sequence[Calibration], pipeline: Pipeline, max_loss: float, confidence: float, output: str | None
-) -> None:
-    from kompakt.compressor.evaluation.calibration import needed
-    from kompakt.compressor.pipeline import Pipeline
-
+def _require_all(found: Sequence[Calibration], what: str, few: int) -> None:
     failed = [calibration for calibration in found if calibration.keep is None]
     for calibration in failed:
-        few = needed(max_loss, confidence)
-        hint = f"; it takes at least {few} questions on different contexts" if calibration.n < few else ""
-        cli_render.say_error(
-            f"{calibration.kind}: no budget keeps the loss under {max_loss:g} with {confidence:.0%} confidence{hint}"
-        )
+        is_small = calibration.n_groups < few
+        hint = f"; it takes at least {few} questions on different contexts" if is_small else ""
+        cli_render.say_error(f"{calibration.kind}: {what}{hint}")
     if failed:
         raise typer.Exit(_NOTHING_QUALIFIES)
-    if output is None:
-        return
+
+
+def _write(
+    found: Sequence[Calibration], pipeline: Pipeline, tokenizer: str | Tokenizer | None, output: str
+) -> None:
+    from kompakt.compressor.pipeline import Pipeline
+
     calibrated = Pipeline(
         pipeline.stages,
-        tokenizer=pipeline.tokenizer,
+        tokenizer=tokenizer,
         strict=pipeline.strict,
         on_error=pipeline.on_error,
         mark_omissions=pipeline.mark_omissions,
         keep={calibration.kind: calibration.keep for calibration in found if calibration.keep is not None},
     )
-    Path(output).write_text(calibrated.to_toml(), encoding="utf-8")
-    cli_render.say(f"written to {output}; use it with --pipeline {output} and no other budget")
+    with cli_render.open_output(output) as file:
+        cli_render.write_all(file, calibrated.to_toml().encode())
+    if output != "-":
+        cli_render.say(f"written to {output}; use it with --pipeline {output} and no other budget")

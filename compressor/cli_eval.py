@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
 _PLAIN_EVERY: Final = 5.0
 """Seconds between two lines of progress where nobody watches a bar."""
 
-_QUICK_LIMIT: Final = 4
-_QUICK_CONTEXT: Final = 500
-_QUICK_READ: Final = 1
+_QUICK: Final[Mapping[str, Any]] = {
+    "limit": 3,
+    "reader_limit": 1,
+    "reader_positions": 700,
+    "reader_answers": False,
+    "max_context": 300,
+    "max_context_of": {"long-document-qa": 4000, "needle": 1000},
+}
+"""What fits into a minute on two cores."""
 
 _NO_READER: Final = "none"
 
@@ -90,12 +97,14 @@ def evaluate_command(
         keeps=tuple(keep or (0.5, 0.25, 0.1)),
         tokenizer=tokenizer or chosen_reader_tokenizer(chosen_reader) or DEFAULT_TOKENIZER,
         reader=chosen_reader,
-        limit=_QUICK_LIMIT if quick else limit or None,
-        reader_limit=_QUICK_READ if quick else reader_limit or None,
+        limit=limit or None,
+        reader_limit=reader_limit or None,
         reader_positions=reader_positions,
-        max_context=_QUICK_CONTEXT if quick else max_context or None,
+        max_context=max_context or None,
         seed=seed,
     )
+    if quick:
+        settings = replace(settings, **_QUICK)
     began = time.perf_counter()
     with progress(quiet=quiet) as show:
         done = evaluate(settings, on_progress=show)
@@ -159,15 +168,17 @@ def _plain() -> Progress:
     first: int | None = None
 
     def show(done: int, total: int, label: str) -> None:
-        nonlocal last, first
+        nonlocal began, last, first
         now = time.perf_counter()
-        # rows of an earlier run took no time
-        first = done if first is None else first
-        if now - last < _PLAIN_EVERY or done == first:
+        if now - last < _PLAIN_EVERY:
             return
         last = now
-        left = (now - began) / (done - first) * (total - done)
-        cli_render.say(f"progress done={done} total={total} seconds_left={left:.0f} at={label!r}")
+        if first is None or done <= first:
+            # what came before tells nothing: rows of an earlier run took no time, and models had to be loaded
+            first, began, left = done, now, ""
+        else:
+            left = f" seconds_left={(now - began) / (done - first) * (total - done):.0f}"
+        cli_render.say(f"progress done={done} total={total}{left} at={label!r}")
 
     return show
 

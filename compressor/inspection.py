@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from kompakt.compressor.types import Compressed, Decision, Document, Kind, Status
+from kompakt.compressor.types import Compressed, Decision, Document, Kind, Span
+from kompakt.compressor.units.segment import recognise
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +119,17 @@ def _inspected(result: Compressed) -> tuple[InspectedDocument, ...]:
     decisions: dict[str, list[Decision]] = {}
     for decision in result.decisions:
         decisions.setdefault(decision.span.document_id, []).append(decision)
-    kept: dict[str, list[tuple[int, int]]] = {}
+    kept: dict[str, list[Span]] = {}
     for span in result.spans:
         if span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
-            kept.setdefault(span.document_id, []).append((span.start, span.end))
+            kept.setdefault(span.document_id, []).append(span)
     says_what_it_kept = bool(kept) or not result.text
-    last_stage = result.trace[-1].stage if result.trace and result.outcome.status is Status.COMPRESSED else ""
     return tuple(
         InspectedDocument(
             source.id or "",
             title_of(source),
             source.text,
-            _pieces(source, kept.get(source.id or "", []), decisions.get(source.id or "", []), last_stage)
+            _pieces(source, kept.get(source.id or "", []), decisions.get(source.id or "", []))
             if says_what_it_kept
             else (),
         )
@@ -143,20 +143,22 @@ def title_of(document: Document) -> str:
     return title if isinstance(title, str) else ""
 
 
-def _pieces(
-    source: Document, kept: Sequence[tuple[int, int]], decisions: Sequence[Decision], last_stage: str
-) -> tuple[Piece, ...]:
+def _pieces(source: Document, kept: Sequence[Span], decisions: Sequence[Decision]) -> tuple[Piece, ...]:
     length = len(source.text)
     is_kept = [False] * length
-    for start, end in kept:
-        is_kept[start:end] = [True] * (end - start)
+    kinds = [recognise(source).kind] * length
+    for span in kept:
+        is_kept[span.start : span.end] = [True] * (span.end - span.start)
+        kinds[span.start : span.end] = [span.kind] * (span.end - span.start)
     # decisions come stage by stage, so that the last one on a character is the one that settled its fate
     settled: list[Decision | None] = [None] * length
     for decision in decisions:
         span = decision.span
         settled[span.start : span.end] = [decision] * (span.end - span.start)
+        kinds[span.start : span.end] = [span.kind] * (span.end - span.start)
+    stages = list(dict.fromkeys(decision.stage for decision in decisions))
     pieces = []
-    for (_, was_kept), run in groupby(range(length), key=lambda at: (id(settled[at]), is_kept[at])):
+    for (_, was_kept, kind), run in groupby(range(length), key=lambda at: (id(settled[at]), is_kept[at], kinds[at])):
         positions = list(run)
         fate = settled[positions[0]]
         pieces.append(
@@ -164,9 +166,14 @@ def _pieces(
                 start=positions[0],
                 end=positions[-1] + 1,
                 is_kept=was_kept,
-                stage=fate.stage if fate else last_stage,
+                stage=fate.stage if fate else _stage_of_glue(stages, is_kept=was_kept),
                 score=fate.score if fate else None,
-                kind=fate.span.kind if fate else Kind.PROSE,
+                kind=kind,
             )
         )
     return tuple(pieces)
+
+
+def _stage_of_glue(stages: Sequence[str], *, is_kept: bool) -> str:
+    """Return the stage that settled what is no unit's own, such as a comma; of several, any may have dropped it."""
+    return stages[-1] if stages and (is_kept or len(stages) == 1) else ""

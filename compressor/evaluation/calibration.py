@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from kompakt.compressor.base import Compressor, Request
-from kompakt.compressor.errors import ConfigError, InputError
+from kompakt.compressor.errors import BudgetError, CompressionError, ConfigError, InputError
 from kompakt.compressor.evaluation.example import Example
 from kompakt.compressor.evaluation.metrics import answer_recall
 from kompakt.compressor.evaluation.reading import read
@@ -15,7 +16,7 @@ from kompakt.compressor.evaluation.runner import Reader
 from kompakt.compressor.evaluation.statistics import loss_bound
 from kompakt.compressor.models.tokenizers import Tokenizer
 from kompakt.compressor.results import joined_text
-from kompakt.compressor.types import Budget, Compressed, Kind
+from kompakt.compressor.types import Budget, Compressed, Kind, Status
 from kompakt.compressor.units.segment import recognise
 
 Quality: TypeAlias = Literal["answer_recall", "f1", "exact_match", "log_likelihood"]
@@ -50,12 +51,14 @@ class Calibration:
         keep: The smallest budget whose loss stays under the bound; None if none does.
         trials: Every budget that was tried, the largest first.
         n: Number of examples.
+        n_groups: Number of their groups, which alone count as independent.
     """
 
     kind: Kind
     keep: float | None
     trials: tuple[Trial, ...]
     n: int
+    n_groups: int
 
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -85,7 +88,8 @@ def calibrate(
 ) -> tuple[Calibration, ...]:
     """Find, for each kind of content, the smallest budget whose loss is non-inferior to the full context.
 
-    Budgets are tried from the largest down, and the search stops at the first whose bound is too high. Each is
+    Budgets are tried from the largest down, and the search stops at the first whose bound is too high, or that is too
+    small to hold anything of some context. Each is
     tested only if all larger ones passed, so that the confidence holds for the one that is chosen, however many
     were tried (fixed-sequence testing).
 
@@ -123,17 +127,22 @@ def calibrate(
         trials: list[Trial] = []
         for keep in sorted(keeps, reverse=True):
             losses = []
-            for index, (example, whole) in enumerate(zip(items, full, strict=True)):
-                losses.append(whole - judge.at(example, keep))
-                if on_progress is not None:
-                    on_progress(index + 1, len(items), f"{kind} at {keep:g}")
+            try:
+                for index, (example, whole) in enumerate(zip(items, full, strict=True)):
+                    losses.append(whole - judge.at(example, keep))
+                    if on_progress is not None:
+                        on_progress(index + 1, len(items), f"{kind} at {keep:g}")
+            except BudgetError:
+                if not trials:
+                    raise
+                break
             is_share = quality != "log_likelihood"
             bound = loss_bound(losses, groups, confidence=confidence, seed=seed, is_share=is_share)
             trials.append(Trial(keep, sum(losses) / len(losses), bound, len(losses)))
             if bound >= max_loss:
                 break
         passed = [trial.keep for trial in trials if trial.bound < max_loss]
-        found.append(Calibration(kind, min(passed, default=None), tuple(trials), len(items)))
+        found.append(Calibration(kind, min(passed, default=None), tuple(trials), len(items), len(set(groups))))
     return tuple(found)
 
 
@@ -163,7 +172,11 @@ class _Judge:
         return self._quality(example, Full().compress_batch([self._request(example, 1.0)])[0])
 
     def at(self, example: Example, keep: float) -> float:
-        return self._quality(example, self.compressor.compress_batch([self._request(example, keep)])[0])
+        result = self.compressor.compress_batch([self._request(example, keep)])[0]
+        if result.outcome.status is Status.PASSED_THROUGH:
+            # a pipeline hides failures so, and what it left whole lost nothing
+            raise CompressionError(f"{example.id!r} passed through at keep={keep:g}: {result.outcome.reason}")
+        return self._quality(example, result)
 
     def _request(self, example: Example, keep: float) -> Request:
         return Request(example.documents, Budget(keep=keep), self.tokenizer, example.question or None)
@@ -186,11 +199,11 @@ class _Judge:
 
 
 def needed(max_loss: float, confidence: float) -> int:
-    """Return how many questions it takes to pass if none of them loses its answer."""
-    n = 1
-    while loss_bound([0.0] * n, [str(index) for index in range(n)], confidence=confidence, seed=0) >= max_loss:
-        n += max(1, n // 50)
-    return n
+    """Return how many questions on different contexts it takes to pass if none of them loses its answer."""
+    if max_loss >= 1:
+        return 1
+    # where n of n are kept, the bound of Clopper and Pearson is 1 - (1 - confidence) ** (1 / n)
+    return math.floor(math.log1p(-confidence) / math.log1p(-max_loss)) + 1
 
 
 def with_answer_in_context(examples: Sequence[Example]) -> list[Example]:

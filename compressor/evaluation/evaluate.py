@@ -11,6 +11,7 @@ from kompakt.compressor.backend import Backend, load_backend
 from kompakt.compressor.errors import ConfigError, InputError, MissingExtraError, ModelNotFoundError
 from kompakt.compressor.evaluation.data import samples_folder
 from kompakt.compressor.evaluation.example import Example, TaskSettings
+from kompakt.compressor.evaluation.reading import MAX_NEW_TOKENS
 from kompakt.compressor.evaluation.rows import RunFolder
 from kompakt.compressor.evaluation.runner import Contender, Plan, Progress, Reader, run
 from kompakt.compressor.evaluation.stamp import stamp
@@ -51,6 +52,7 @@ class Settings:
         limit: The most examples of each task; None for all.
         reader_limit: The most examples of each task that are read; None for all.
         reader_positions: Contexts with more tokens than this are not read.
+        reader_answers: Whether the reader writes answers, or only tells how likely the right one is.
         max_context: The most tokens of an example's context; None for no limit.
         max_context_of: The same for single tasks, by name; for those it counts instead.
         seed: Decides choices of examples, random units and resamples.
@@ -67,6 +69,7 @@ class Settings:
     limit: int | None = 40
     reader_limit: int | None = None
     reader_positions: int = 8192
+    reader_answers: bool = True
     max_context: int | None = None
     max_context_of: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
@@ -172,7 +175,8 @@ def _reader(settings: Settings) -> Reader | None:
     # an endpoint speaks chat alone; of a local model the plain form tells more, since short answers are likely in it
     is_chat = backend.tokenizer is None
     most = min(settings.reader_positions, backend.max_positions or settings.reader_positions)
-    return Reader(backend, settings.reader_limit, most, is_chat)
+    max_new_tokens = MAX_NEW_TOKENS if settings.reader_answers else 0
+    return Reader(backend, settings.reader_limit, most, is_chat, max_new_tokens)
 
 
 def load_reader(name: str) -> Backend:

@@ -43,8 +43,7 @@ def make_questions(documents: Sequence[Document], *, per_document: int = 10, see
     examples: list[Example] = []
     for document in documents:
         name = document.id or ""
-        found = sorted(_facts(document), key=lambda fact: _lot(seed, name, *fact))
-        chosen = _one_a_passage(found)[:per_document]
+        chosen = sorted(_facts(document), key=lambda fact: _lot(seed, name, *fact))[:per_document]
         examples.extend(
             Example(
                 id=f"{name}-{number}",
@@ -63,18 +62,14 @@ def _lot(seed: int, *parts: object) -> str:
     return hashlib.sha256(repr((seed, *parts)).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _one_a_passage(facts: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    return list({passage: (passage, question, answer) for passage, question, answer in facts}.values())
-
-
 def _facts(document: Document) -> Iterator[tuple[int, str, str]]:
-    """Yield the passage, the question and the answer of each salient fact."""
+    """Yield the passage, the question and the answer of the most salient fact of each passage that has one."""
     units = segment([document])
     texts = [_own_text(unit, units) for unit in units]
     frequencies = Counter(word for text in texts for word in set(_words(text)))
     for index, text in enumerate(texts):
         for kind, asked in _ASKED.items():
-            facts = [fact for fact in dict.fromkeys(PATTERNS[kind].findall(text)) if document.text.count(fact) == 1]
+            facts = [fact for fact in dict.fromkeys(PATTERNS[kind].findall(text)) if _is_asked(fact, document.text)]
             if facts:
                 rest = [word for word in dict.fromkeys(_words(text)) if word not in _words(facts[0])]
                 terms = sorted(rest, key=lambda word: frequencies[word])[:_N_TERMS]
@@ -82,6 +77,13 @@ def _facts(document: Document) -> Iterator[tuple[int, str, str]]:
                     told = [word for word in rest if word in terms]
                     yield index, f"{asked} is given for {', '.join(told)}?", facts[0]
                 break
+
+
+def _is_asked(fact: str, text: str) -> bool:
+    """Tell whether a fact stands only once in a text, and not as a key: a key names a fact and is none."""
+    before, *after = text.split(fact)
+    del before
+    return len(after) == 1 and not (fact.startswith('"') and after[0].lstrip().startswith(":"))
 
 
 def _own_text(unit: Unit, units: Units) -> str:

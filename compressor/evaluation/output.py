@@ -17,10 +17,13 @@ SUMMARY_FILE: Final = "summary.json"
 TABLE_FILE: Final = "summary.csv"
 REPORT_FILE: Final = "report.html"
 
+_MEASURED: Final = ("seconds", "tokens", "n_bytes", "seconds_to_first", "tokens_per_second")
 _COLUMNS: Final = (
     "task", "method", "role", "keep", "kept", "metric", "mean", "low", "high", "n",
-    "n_over_budget", "n_invalid", "n_checked", "n_passed_through", "n_failed", "seconds",
+    "n_over_budget", "n_invalid", "n_checked", "n_passed_through", "n_failed", *_MEASURED,
 )  # fmt: skip
+
+_NOTHING: Final = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def write_outputs(summary: Summary, folder: Path) -> list[Path]:
@@ -41,8 +44,8 @@ def write_outputs(summary: Summary, folder: Path) -> list[Path]:
 
     files = [folder / name for name in (SUMMARY_FILE, TABLE_FILE, REPORT_FILE)]
     try:
-        files[0].write_text(_json(summary), encoding="utf-8")
-        with files[1].open("w", encoding="utf-8", newline="") as table:
+        files[0].write_text(_json(summary), encoding="utf-8", errors="backslashreplace")
+        with files[1].open("w", encoding="utf-8", errors="backslashreplace", newline="") as table:
             writer = csv.DictWriter(table, [*_COLUMNS, *summary.stamp])
             writer.writeheader()
             writer.writerows(_table(summary))
@@ -72,7 +75,8 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 (any JSON)
 def _table(summary: Summary) -> Iterator[dict[str, object]]:
     roles = {method.name: method.role for method in summary.methods}
     for cell in summary.cells:
-        for metric, found in cell.estimates.items():
+        # where every example failed there is no metric, and that must be seen too
+        for metric, found in cell.estimates.items() or [("", _NOTHING)]:
             yield _line(cell, roles[cell.method], metric, found) | dict(summary.stamp)
 
 
@@ -84,12 +88,16 @@ def _line(cell: Cell, role: str, metric: str, found: Estimate) -> dict[str, obje
         "keep": cell.keep,
         "kept": round(cell.kept, 4),
         "metric": metric,
-        **{name: round(value, 4) for name, value in (("mean", found.mean), ("low", found.low), ("high", found.high))},
+        **{name: _measured(value) for name, value in (("mean", found.mean), ("low", found.low), ("high", found.high))},
         "n": found.n,
         "n_over_budget": cell.n_over_budget,
         "n_invalid": cell.n_invalid,
         "n_checked": cell.n_checked,
         "n_passed_through": cell.n_passed_through,
         "n_failed": cell.n_failed,
-        "seconds": "" if math.isnan(cell.seconds) else round(cell.seconds, 4),
+        **{name: _measured(getattr(cell, name)) for name in _MEASURED},
     }
+
+
+def _measured(value: float) -> float | str:
+    return "" if math.isnan(value) else round(value, 4)

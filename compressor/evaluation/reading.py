@@ -56,7 +56,15 @@ def prompt_of(example: Example, result: Compressed, *, is_chat: bool) -> Prompt:
     )
 
 
-def read(backend: Backend, example: Example, result: Compressed, *, is_chat: bool, max_positions: int) -> Reading:
+def read(
+    backend: Backend,
+    example: Example,
+    result: Compressed,
+    *,
+    is_chat: bool,
+    max_positions: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Reading:
     """Let a reader read a compressed context.
 
     Args:
@@ -65,6 +73,7 @@ def read(backend: Backend, example: Example, result: Compressed, *, is_chat: boo
         result: What the context became.
         is_chat: Whether to use the model's chat format.
         max_positions: Contexts with more positions than this are not read.
+        max_new_tokens: The most tokens of an answer; 0 if only likelihoods are wanted.
 
     Raises:
         BackendError: If the reader failed.
@@ -76,13 +85,13 @@ def read(backend: Backend, example: Example, result: Compressed, *, is_chat: boo
     # a text goes on with a space, which is part of the next token
     target = f" {example.answers[0]}" if prompt.after[-1:] != "\n" and not prompt.is_chat else example.answers[0]
     try:
-        made = backend.generate(prompt, max_new_tokens=MAX_NEW_TOKENS if wants_answer else 0, targets=(target,))
+        made = backend.generate(prompt, max_new_tokens=max_new_tokens if wants_answer else 0, targets=(target,))
     except InputError as error:
         return Reading(not_read=str(error))
     metrics = {}
     if made.likelihoods:
         metrics["log_likelihood"] = made.likelihoods[0].total / made.likelihoods[0].n_tokens
-    if wants_answer:
+    if wants_answer and max_new_tokens:
         metrics["f1"] = token_f1(made.text, example.answers)
         metrics["exact_match"] = exact_match(made.text, example.answers)
     return Reading(made.text, metrics, made.n_positions, made.seconds_to_first, made.tokens_per_second)

@@ -25,7 +25,7 @@ from kompakt.compressor.evaluation.controls import Full, Nothing, RandomUnits, T
 from kompakt.compressor.evaluation.example import Example
 from kompakt.compressor.evaluation.fidelity import fidelity
 from kompakt.compressor.evaluation.metrics import answer_recall, is_valid, verbatim_text
-from kompakt.compressor.evaluation.reading import read
+from kompakt.compressor.evaluation.reading import MAX_NEW_TOKENS, read
 from kompakt.compressor.evaluation.rows import Key, ResultRow, RunFolder
 from kompakt.compressor.evaluation.stamp import stamp
 from kompakt.compressor.evaluation.summary import Method, Role
@@ -81,12 +81,14 @@ class Reader:
         n_examples: How many examples of each task it reads; None for all.
         max_positions: Contexts with more tokens than this are not read.
         is_chat: Whether it is asked in its chat format.
+        max_new_tokens: The most tokens of an answer; 0 if it only tells how likely the right one is.
     """
 
     backend: Backend
     n_examples: int | None = None
     max_positions: int = 8192
     is_chat: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _identity(plan: Plan) -> dict[str, object]:
             "n_examples": plan.reader.n_examples,
             "max_positions": plan.reader.max_positions,
             "is_chat": plan.reader.is_chat,
+            "max_new_tokens": plan.reader.max_new_tokens,
         }
     for contender in plan.all_contenders:
         identity[f"method {contender.name}"] = contender.fingerprint or contender.compressor.fingerprint
@@ -296,7 +299,14 @@ class _Bench:
             is_valid=is_valid(result),
         )
         if reader is not None and (reader.n_examples is None or index < reader.n_examples):
-            made = read(reader.backend, example, result, is_chat=reader.is_chat, max_positions=reader.max_positions)
+            made = read(
+                reader.backend,
+                example,
+                result,
+                is_chat=reader.is_chat,
+                max_positions=reader.max_positions,
+                max_new_tokens=reader.max_new_tokens,
+            )
             row = replace(
                 row,
                 metrics=metrics | (made.metrics or {}),

@@ -94,13 +94,12 @@ def loss_bound(
         from scipy.stats import beta
     except ImportError as error:
         raise MissingExtraError("confidence bounds", "report") from error
-    resampled = float(np.percentile(resampled_means(losses, groups, seed=seed), 100 * confidence))
-    if not is_share:
-        return resampled
     # what lies between 0 and 1 varies less than a coin of the same mean, so that the coin's bound holds for it;
     # examples of one group may all be lost together, so that only groups count as independent
     n = len(set(groups))
     share = sum(max(0.0, loss) for loss in losses) / len(losses)
     exact = 1.0 if share >= 1 else float(beta.ppf(confidence, share * n + 1, n - share * n))
-    is_coin = n == len(losses) and set(losses) <= {0.0, 1.0}
-    return exact if is_coin else max(exact, resampled)
+    if is_share and n == len(losses) and set(losses) <= {0.0, 1.0}:
+        return exact
+    resampled = float(np.percentile(resampled_means(losses, groups, seed=seed), 100 * confidence))
+    return max(exact, resampled) if is_share else resampled

@@ -175,7 +175,6 @@ def _mean_cells(table: _Table, tasks: Sequence[str], methods: Sequence[Method], 
 def _cell(task: str, method: str, keep: float, rows: Sequence[ResultRow], estimates: Mapping[str, Estimate]) -> Cell:
     done = [row for row in rows if row.status != "failed"]
     failures = Counter(row.reason for row in rows if row.status == "failed")
-    seconds = [row.seconds for row in done if row.seconds is not None]
     return Cell(
         task=task,
         method=method,
@@ -189,8 +188,22 @@ def _cell(task: str, method: str, keep: float, rows: Sequence[ResultRow], estima
         n_passed_through=sum(row.status == "passed_through" for row in done),
         n_failed=failures.total(),
         failure=failures.most_common(1)[0][0] if failures else "",
-        seconds=statistics.median(seconds) if seconds else math.nan,
+        seconds=_median(row.seconds for row in done),
+        tokens=_mean(row.tokens_after for row in done),
+        n_bytes=_mean(row.n_bytes for row in done),
+        seconds_to_first=_median(row.seconds_to_first or None for row in done),
+        tokens_per_second=_median(row.tokens_per_second or None for row in done),
     )
+
+
+def _median(values: Iterable[float | None]) -> float:
+    found = [value for value in values if value is not None]
+    return statistics.median(found) if found else math.nan
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return statistics.fmean(found) if found else math.nan
 
 
 def _differences(table: _Table, tasks: Sequence[str], methods: Sequence[Method], seed: int) -> Iterator[Difference]:
@@ -242,13 +255,14 @@ def _shown(
     shown: Mapping[tuple[str, str], Shown],
 ) -> Iterator[ShownExample]:
     order = {method.name: index for index, method in enumerate(methods)}
-    found: dict[tuple[str, str], list[View]] = {}
-    for (task, example, method, _), view in views:
+    found: dict[tuple[str, str], dict[tuple[str, float], View]] = {}
+    for (task, example, method, keep), view in views:
         if task in tasks and method in order:
-            found.setdefault((task, example), []).append(view)
+            # a run that was killed between view and row writes the view again
+            found.setdefault((task, example), {})[method, keep] = view
     by_method: Callable[[View], tuple[int, float]] = lambda view: (order[view.method], -(view.keep or 0))  # noqa: E731
     for task, example in sorted(found, key=lambda key: tasks.index(key[0])):
         about = shown.get((task, example), Shown("", ()))
         yield ShownExample(
-            task, example, about.question, about.answers, tuple(sorted(found[task, example], key=by_method))
+            task, example, about.question, about.answers, tuple(sorted(found[task, example].values(), key=by_method))
         )

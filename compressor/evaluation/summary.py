@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -61,7 +62,11 @@ class Cell:
         n_passed_through: Results returned as they came.
         n_failed: Examples that ended in an error.
         failure: The most frequent error; empty if none.
-        seconds: Median seconds of compression.
+        seconds: Median seconds of compression; not a number if none was measured.
+        tokens: Mean number of tokens, or positions, that remain.
+        n_bytes: Mean size of the payload.
+        seconds_to_first: Median time of the reader to its first token; not a number without a reader.
+        tokens_per_second: Median rate of the reader's decoding; not a number without one.
     """
 
     task: str
@@ -76,7 +81,11 @@ class Cell:
     n_passed_through: int = 0
     n_failed: int = 0
     failure: str = ""
-    seconds: float = 0.0
+    seconds: float = math.nan
+    tokens: float = math.nan
+    n_bytes: float = math.nan
+    seconds_to_first: float = math.nan
+    tokens_per_second: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
