@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kompakt.compressor.backend import Generation, Likelihood, Prompt
 from kompakt.compressor.errors import InputError, ModelError
 from kompakt.compressor.models.causal_lm import CausalLM, Dtype, load_causal_lm
+from kompakt.compressor.models.encodings import checked
 from kompakt.compressor.models.locate import model_path
 from kompakt.compressor.models.tokenizers import FileTokenizer, Tokenizer
 from kompakt.compressor.types import Form, Part, TextPart
@@ -83,14 +85,16 @@ class TransformersBackend:
             targets: Texts whose probability as the answer is wanted too, their end not included.
 
         Raises:
-            InputError: If prompt and answer exceed the context length, a target is empty, or a part is not text.
+            InputError: If prompt and answer exceed the context length, a target is empty, a part is not text, or a
+                text holds a lone surrogate.
         """
         began = time.perf_counter()
         encoded = [self._plain_ids(target) for target in targets]
         if not all(encoded):
             raise InputError("a target must hold at least one token, got an empty text")
         ids = self._encode(prompt, reserved=max([max_new_tokens, *map(len, encoded)]))
-        prefill = self._prefill(ids)
+        # a chat may be answered by silence, but a text that is to be continued goes on
+        prefill = self._prefill(ids, may_end=prompt.is_chat)
         seconds_to_first = time.perf_counter() - began
         likelihoods = tuple(self._score(prefill, len(ids), target) for target in encoded)
         answer, rate = self._decode(prefill, len(ids), max_new_tokens, prompt.stop)
@@ -98,7 +102,7 @@ class TransformersBackend:
         return Generation(text.strip(), len(ids), len(answer), seconds_to_first, rate, likelihoods)
 
     def _plain_ids(self, text: str) -> list[int]:
-        return list(self._lm.tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._lm.tokenizer.encode(checked(text), add_special_tokens=False).ids)
 
     def _encode(self, prompt: Prompt, *, reserved: int) -> list[int]:
         content = prompt.before + "".join(_text_of(part) for part in prompt.parts) + prompt.after
@@ -142,14 +146,22 @@ class TransformersBackend:
         flat = [item for one in configured for item in (one if isinstance(one, list) else [one])]
         return frozenset({item for item in flat if item is not None} | {self._lm.prefix_id})
 
-    def _prefill(self, ids: Sequence[int]) -> _Prefill:
+    def _prefill(self, ids: Sequence[int], *, may_end: bool) -> _Prefill:
         import torch
         from transformers import DynamicCache
 
         with torch.inference_mode():
-            cache = DynamicCache(config=self._lm.model.config)
+            # with the configuration, layers with a sliding window would forget what a rollback needs
+            cache = DynamicCache()
             logits = self._forward(ids, cache, start=0, n_logits=1)
-        return _Prefill(cache, logits[-1])
+            # the number waits for the device, so that the time until here is the time to the first token
+            return _Prefill(cache, logits[-1], self._most_probable(logits[-1], may_end=may_end))
+
+    def _most_probable(self, logits: torch.Tensor, *, may_end: bool) -> int:
+        if not may_end:
+            logits = logits.clone()
+            logits[list(self._stops)] = -math.inf
+        return int(logits.argmax())
 
     def _forward(self, ids: Sequence[int], cache: DynamicCache, *, start: int, n_logits: int) -> torch.Tensor:
         """Read tokens at positions ``start`` onwards; return the last ``n_logits`` rows of logits ``[n, V]``."""
@@ -182,18 +194,15 @@ class TransformersBackend:
         import torch
 
         answer: list[int] = []
-        logits = prefill.logits
+        token = prefill.first
         began = time.perf_counter()
         with torch.inference_mode():
-            while len(answer) < max_new_tokens:
-                token = int(logits.argmax())
-                if token in self._stops:
-                    break
+            while len(answer) < max_new_tokens and token not in self._stops:
                 answer.append(token)
                 if len(answer) == max_new_tokens or (stop and stop in self._text(answer)):
                     break
                 start = n_prompt + len(answer) - 1
-                logits = self._forward([token], prefill.cache, start=start, n_logits=1)[-1]
+                token = int(self._forward([token], prefill.cache, start=start, n_logits=1)[-1].argmax())
         elapsed = time.perf_counter() - began
         return answer, (len(answer) - 1) / elapsed if len(answer) > 1 else 0.0
 
@@ -204,10 +213,11 @@ class TransformersBackend:
 
 @dataclass(frozen=True)
 class _Prefill:
-    """A prompt that has been read: its cache, and the logits of what comes next ``[V]``."""
+    """A prompt that has been read: its cache, the logits of what comes next ``[V]``, and its most probable token."""
 
     cache: DynamicCache
     logits: Any
+    first: int
 
 
 def _text_of(part: Part) -> str:

@@ -31,7 +31,7 @@ from kompakt.compressor.types import (
     require_unicode,
 )
 from kompakt.compressor.units.render import Fragment, longest_mark, render
-from kompakt.compressor.units.segment import segment
+from kompakt.compressor.units.segment import forget, segment
 from kompakt.compressor.units.sentences import ProseSplitter, split_sentences, split_words
 from kompakt.compressor.units.unit import Layout, Units
 from kompakt.compressor.validity import check
@@ -105,8 +105,9 @@ class Compressor(ABC):
         """SHA-256 of the model's files; empty for a compressor without a model."""
         return ""
 
-    def forget(self) -> None:  # noqa: B027 (most remember nothing)
+    def forget(self) -> None:
         """Empty what is remembered of earlier calls: for measurements, and to give memory back."""
+        forget()
 
     @abstractmethod
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:

@@ -31,15 +31,17 @@ def join_kinds(request: Request, results: Mapping[Kind, Compressed], stage: str)
         results: What became of the documents of each kind.
         stage: Name of the compressor, for the trace of a request without any result.
     """
-    outcomes = {kind: result.outcome for kind, result in results.items()}
-    reasons = "; ".join(f"{kind}: {outcome.reason}" for kind, outcome in outcomes.items() if outcome.reason)
+    reasons = "; ".join(
+        f"{kind}: {result.outcome.reason}" for kind, result in results.items() if result.outcome.reason
+    )
+    compressed = {kind: result for kind, result in results.items() if result.outcome.status is Status.COMPRESSED}
     tokens_before = request.tokenizer.count(joined_text(request.documents))
-    if not any(outcome.status is Status.COMPRESSED for outcome in outcomes.values()):
+    if not compressed:
         made = fits(request.documents, tokens_before, stage, 0.0)
         return replace(made, outcome=Outcome(Status.PASSED_THROUGH, reasons)) if reasons else made
-    pieces = {name: kept for result in results.values() for name, kept in by_document(result).items()}
+    pieces = {name: kept for result in compressed.values() for name, kept in by_document(result).items()}
     fragments = [
-        pieces.get(document.id or "", []) if kind in results else [whole(document)]
+        pieces.get(document.id or "", []) if kind in compressed else [whole(document)]
         for document, kind in zip(request.documents, _kinds(request), strict=True)
     ]
     joined = from_fragments(request.documents, fragments, request.tokenizer, tokens_before)

@@ -141,9 +141,7 @@ def _require_all(found: Sequence[Calibration], what: str, few: int) -> None:
         raise typer.Exit(_NOTHING_QUALIFIES)
 
 
-def _write(
-    found: Sequence[Calibration], pipeline: Pipeline, tokenizer: str | Tokenizer | None, output: str
-) -> None:
+def _write(found: Sequence[Calibration], pipeline: Pipeline, tokenizer: str | Tokenizer | None, output: str) -> None:
     from kompakt.compressor.pipeline import Pipeline
 
     calibrated = Pipeline(

@@ -27,10 +27,8 @@ _PLAIN_EVERY: Final = 5.0
 _QUICK: Final[Mapping[str, Any]] = {
     "limit": 3,
     "reader_limit": 1,
-    "reader_positions": 700,
     "reader_answers": False,
     "max_context": 300,
-    "max_context_of": {"long-document-qa": 4000, "needle": 1000},
 }
 """What fits into a minute on two cores."""
 
@@ -54,6 +52,7 @@ def evaluate_command(
     compressor: Annotated[
         _List, typer.Option("--compressor", "-c", metavar="NAME", help="Only this compressor; repeatable.")
     ] = None,
+    pipeline: Annotated[_List, typer.Option(metavar="FILE.toml", help="A pipeline to compare; repeatable.")] = None,
     keep: Annotated[
         list[float] | None, typer.Option("--keep", metavar="F", help="A budget; repeatable. Default: 0.5 0.25 0.1.")
     ] = None,
@@ -62,15 +61,15 @@ def evaluate_command(
         typer.Option(metavar="NAME", help="A model that answers: a name, a folder, URL#MODEL, or none."),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Whose tokens count.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="The most examples of a task; 0 for all.")] = 40,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="The most examples of a task; 0 for all.")] = 40,
     reader_limit: Annotated[
-        int, typer.Option(metavar="N", help="The most examples of a task that are read; 0 for all.")
+        int, typer.Option(min=0, metavar="N", help="The most examples of a task that are read; 0 for all.")
     ] = 0,
     reader_positions: Annotated[
-        int, typer.Option(metavar="N", help="Contexts with more tokens are not read.")
+        int, typer.Option(min=1, metavar="N", help="Contexts with more tokens are not read.")
     ] = 8192,
     max_context: Annotated[
-        int, typer.Option(metavar="N", help="The most tokens of a context before compression; 0 for no limit.")
+        int, typer.Option(min=0, metavar="N", help="The most tokens of a context before compression; 0 for no limit.")
     ] = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Decides what is left to chance.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on the standard error.")] = False,
@@ -94,6 +93,7 @@ def evaluate_command(
         data=None if data is None else _existing(data),
         tasks=tuple(task or ()),
         compressors=tuple(compressor or ()),
+        pipelines=tuple(Path(name) for name in pipeline or ()),
         keeps=tuple(keep or (0.5, 0.25, 0.1)),
         tokenizer=tokenizer or chosen_reader_tokenizer(chosen_reader) or DEFAULT_TOKENIZER,
         reader=chosen_reader,

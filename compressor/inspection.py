@@ -123,7 +123,7 @@ def _inspected(result: Compressed) -> tuple[InspectedDocument, ...]:
     for span in result.spans:
         if span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
             kept.setdefault(span.document_id, []).append(span)
-    says_what_it_kept = bool(kept) or not result.text
+    says_what_it_kept = bool(result.spans) or not result.text
     return tuple(
         InspectedDocument(
             source.id or "",

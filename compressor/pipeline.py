@@ -98,7 +98,7 @@ class Pipeline(Compressor):
         self.strict = strict
         self.on_error = on_error
         self.mark_omissions = mark_omissions
-        self.budget = _budget_by_kind(keep) if keep else None
+        self.budget = None if keep is None else _budget_by_kind(keep)
 
     @property
     def options(self) -> dict[str, object]:
@@ -106,6 +106,7 @@ class Pipeline(Compressor):
         return {
             "stages": [(stage.compressor.fingerprint, stage.share) for stage in self.stages],
             "mark_omissions": self.mark_omissions,
+            "keep": dict(self.budget.by_kind) if self.budget and self.budget.by_kind else None,
         }
 
     def forget(self) -> None:
@@ -175,16 +176,21 @@ class Pipeline(Compressor):
             CompressionError: If ``strict`` and a stage failed.
             KompaktError: If the configuration is at fault: a missing model, extra or option.
         """
-        if not any(request.budget.by_kind for request in requests):
-            return self._compress_batch(requests)
-        split = [split_by_kind(request) if request.budget.by_kind else {} for request in requests]
-        plain = [request for request in requests if not request.budget.by_kind]
-        results = iter(self._compress_batch([*(part for parts in split for part in parts.values()), *plain]))
-        of_kinds = [{kind: next(results) for kind in parts} for parts in split]
-        return [
-            join_kinds(request, found, self.name) if request.budget.by_kind else next(results)
-            for request, found in zip(requests, of_kinds, strict=True)
-        ]
+        plain = iter(self._compress_batch([request for request in requests if not request.budget.by_kind]))
+        return [self._by_kind(request) if request.budget.by_kind else next(plain) for request in requests]
+
+    def _by_kind(self, request: Request) -> Compressed:
+        """Compress the documents of each kind on their own; those of a kind too small for its budget stay whole."""
+        results = {}
+        for kind, part in split_by_kind(request).items():
+            try:
+                results[kind] = self._compress_batch([part])[0]
+            except BudgetError as error:
+                if self.strict:
+                    raise
+                n_tokens = part.tokenizer.count(joined_text(part.documents))
+                results[kind] = unchanged(part.documents, n_tokens, Outcome(Status.PASSED_THROUGH, str(error)))
+        return join_kinds(request, results, self.name)
 
     def _compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         total = len(requests)
@@ -284,9 +290,9 @@ class _Run:
 def _budget_by_kind(keep: Mapping[Kind, float] | Mapping[str, float]) -> Budget:
     if not isinstance(keep, Mapping):
         raise ConfigError(f"keep must be a table of fractions by kind of document, got {keep!r}")
-    for name in keep:
-        if name not in WHOLE_KINDS:
-            raise ConfigError(f"keep has no kind of document {name!r}. Kinds: {', '.join(WHOLE_KINDS)}")
+    unknown = [name for name in keep if name not in WHOLE_KINDS]
+    if unknown:
+        raise ConfigError(f"keep has no kind of document {unknown[0]!r}. Kinds: {', '.join(WHOLE_KINDS)}")
     return Budget(by_kind={Kind(name): value for name, value in keep.items()})
 
 

@@ -131,7 +131,11 @@ class Budget:
                 raise BudgetError(f"max_tokens must be at least 1, got {self.max_tokens}")
         elif self.keep is not None:
             _check_fraction(self.keep, "keep")
+        if self.by_kind is not None and not self.by_kind:
+            raise BudgetError("a budget by kind must name at least one kind of document")
         for kind, keep in (self.by_kind or {}).items():
+            if kind not in WHOLE_KINDS:
+                raise BudgetError(f"there is no kind of document {kind!r}. Kinds: {', '.join(WHOLE_KINDS)}")
             _check_fraction(keep, f"keep of {kind}")
 
     def resolve(self, n_tokens: int) -> int:
@@ -209,7 +213,7 @@ class Outcome:
 
     Args:
         status: ``compressed``, ``fits`` (nothing had to be done) or ``passed_through`` (returned as it came).
-        reason: Why the input was passed through; empty otherwise.
+        reason: Why the input, or the documents of one kind, were passed through; empty otherwise.
     """
 
     status: Status

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from kompakt.compressor.base import Compressor, Request
+from kompakt.compressor.by_kind import join_kinds, split_by_kind
 from kompakt.compressor.errors import BudgetError, CompressionError, ConfigError, InputError
 from kompakt.compressor.evaluation.example import Example
 from kompakt.compressor.evaluation.metrics import answer_recall
@@ -88,10 +89,10 @@ def calibrate(
 ) -> tuple[Calibration, ...]:
     """Find, for each kind of content, the smallest budget whose loss is non-inferior to the full context.
 
-    Budgets are tried from the largest down, and the search stops at the first whose bound is too high, or that is too
-    small to hold anything of some context. Each is
-    tested only if all larger ones passed, so that the confidence holds for the one that is chosen, however many
-    were tried (fixed-sequence testing).
+    A context belongs to the kind that most of it is of; only its documents of this kind are compressed. Budgets are
+    tried from the largest down, and the search stops at the first whose bound is too high, or that is too small to
+    hold anything of some context. Each is tested only if all larger ones passed, so that the confidence holds for the
+    one that is chosen, however many were tried (fixed-sequence testing).
 
     Args:
         examples: Questions with their contexts and answers.
@@ -129,7 +130,7 @@ def calibrate(
             losses = []
             try:
                 for index, (example, whole) in enumerate(zip(items, full, strict=True)):
-                    losses.append(whole - judge.at(example, keep))
+                    losses.append(whole - judge.at(example, kind, keep))
                     if on_progress is not None:
                         on_progress(index + 1, len(items), f"{kind} at {keep:g}")
             except BudgetError:
@@ -169,17 +170,20 @@ class _Judge:
     def full(self, example: Example) -> float:
         from kompakt.compressor.evaluation.controls import Full
 
-        return self._quality(example, Full().compress_batch([self._request(example, 1.0)])[0])
+        return self._quality(example, Full().compress_batch([self._request(example, Budget(keep=1.0))])[0])
 
-    def at(self, example: Example, keep: float) -> float:
-        result = self.compressor.compress_batch([self._request(example, keep)])[0]
-        if result.outcome.status is Status.PASSED_THROUGH:
-            # a pipeline hides failures so, and what it left whole lost nothing
-            raise CompressionError(f"{example.id!r} passed through at keep={keep:g}: {result.outcome.reason}")
-        return self._quality(example, result)
+    def at(self, example: Example, kind: Kind, keep: float) -> float:
+        """Return the quality with the documents of one kind compressed and the others whole, as pipelines do it."""
+        request = self._request(example, Budget(by_kind={kind: keep}))
+        results = {one: self.compressor.compress_batch([part])[0] for one, part in split_by_kind(request).items()}
+        for result in results.values():
+            if result.outcome.status is Status.PASSED_THROUGH:
+                # a pipeline hides failures so, and what it left whole lost nothing
+                raise CompressionError(f"{example.id!r} passed through at keep={keep:g}: {result.outcome.reason}")
+        return self._quality(example, join_kinds(request, results, self.compressor.name))
 
-    def _request(self, example: Example, keep: float) -> Request:
-        return Request(example.documents, Budget(keep=keep), self.tokenizer, example.question or None)
+    def _request(self, example: Example, budget: Budget) -> Request:
+        return Request(example.documents, budget, self.tokenizer, example.question or None)
 
     def _quality(self, example: Example, result: Compressed) -> float:
         if self.reader is None or self.quality == "answer_recall":

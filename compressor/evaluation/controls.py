@@ -54,7 +54,7 @@ class Nothing(Compressor):
 
 
 class Truncation(Compressor):
-    """The first and the last words of the context, half of the budget each: what an application does by itself.
+    """As many of the first and of the last words as the budget holds: what an application does by itself.
 
     It knows no structure, so what it makes of JSON and code seldom parses.
     """

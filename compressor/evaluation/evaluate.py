@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,8 @@ from kompakt.compressor.errors import ConfigError, InputError, MissingExtraError
 from kompakt.compressor.evaluation.data import samples_folder
 from kompakt.compressor.evaluation.example import Example, TaskSettings
 from kompakt.compressor.evaluation.reading import MAX_NEW_TOKENS
-from kompakt.compressor.evaluation.rows import RunFolder
+from kompakt.compressor.evaluation.rows import RUN_FILE, Key, ResultRow, RunFolder
 from kompakt.compressor.evaluation.runner import Contender, Plan, Progress, Reader, run
-from kompakt.compressor.evaluation.stamp import stamp
 from kompakt.compressor.evaluation.summarise import Shown, summarise
 from kompakt.compressor.evaluation.summary import Summary
 from kompakt.compressor.evaluation.task_registry import (
@@ -27,6 +27,7 @@ from kompakt.compressor.evaluation.task_registry import (
 from kompakt.compressor.evaluation.tasks.contexts import fits
 from kompakt.compressor.evaluation.tasks.questions import read_questions
 from kompakt.compressor.models.tokenizers import Tokenizer, load_tokenizer
+from kompakt.compressor.pipeline import Pipeline
 from kompakt.compressor.registry import compressor_class, compressor_names, load
 
 OWN_QUESTIONS: Final = "questions"
@@ -44,7 +45,8 @@ class Settings:
             samples that come with the package.
         tasks: Names of tasks; all that the data has files for if empty, without ``reconstruction``, which is for
             methods that rewrite the context.
-        compressors: Registry names; all whose models are on this machine if empty.
+        compressors: Registry names; all whose models are on this machine if there are no pipelines either.
+        pipelines: TOML files of pipelines, which are called by their file's name without suffix.
         keeps: The fractions of tokens that may remain.
         tokenizer: Whose tokens the budgets count.
         reader: Who reads the compressed contexts: a named model, the folder of one, or ``URL#MODEL`` of an endpoint
@@ -63,6 +65,7 @@ class Settings:
     data: Path | None = None
     tasks: tuple[str, ...] = ()
     compressors: tuple[str, ...] = ()
+    pipelines: tuple[Path, ...] = ()
     keeps: tuple[float, ...] = (0.5, 0.25, 0.1)
     tokenizer: str = DEFAULT_READER
     reader: str | None = DEFAULT_READER
@@ -107,12 +110,12 @@ def evaluate(
         ModelNotFoundError: If a compressor or reader that was asked for is not on this machine.
     """
     tokenizer = load_tokenizer(settings.tokenizer)
-    examples = _examples(settings, tokenizer)
-    ours, left_out = _contenders(settings.compressors)
+    examples, empty = _examples(settings, tokenizer)
+    ours, left_out = _contenders(settings)
     plan = Plan(
         examples=examples,
         contenders=(*ours, *contenders),
-        keeps=settings.keeps,
+        keeps=tuple(dict.fromkeys(settings.keeps)),
         tokenizer=tokenizer,
         reader=_reader(settings),
         seed=settings.seed,
@@ -121,21 +124,19 @@ def evaluate(
     )
     folder = RunFolder(settings.output)
     run(plan, folder, on_progress=on_progress)
-    return Evaluation(_summary(plan, folder, settings), settings.output, left_out)
+    return Evaluation(_summary(plan, folder, settings), settings.output, empty | left_out)
 
 
 def _settings_of(task: str, settings: Settings, tokenizer: Tokenizer) -> TaskSettings:
     return TaskSettings(tokenizer, settings.max_context_of.get(task, settings.max_context), settings.seed)
 
 
-def _examples(settings: Settings, tokenizer: Tokenizer) -> dict[str, list[Example]]:
+def _examples(settings: Settings, tokenizer: Tokenizer) -> tuple[dict[str, list[Example]], dict[str, str]]:
+    """Return the chosen examples of each task, and why tasks that nobody asked for by name have none."""
     if settings.data is not None and settings.data.is_file():
         if settings.tasks not in ((), (OWN_QUESTIONS,)):
             raise ConfigError(f"a file holds questions of one's own, not {', '.join(settings.tasks)}; give a folder")
-        own = _settings_of(OWN_QUESTIONS, settings, tokenizer)
-        found = {
-            OWN_QUESTIONS: [example for example in read_questions(settings.data) if fits(example.documents, own)]
-        }
+        found = {OWN_QUESTIONS: _own_questions(settings.data, _settings_of(OWN_QUESTIONS, settings, tokenizer))}
     else:
         folder = settings.data or samples_folder()
         names = settings.tasks or tuple(name for name in tasks_of(folder) if name != _FOR_SOFT_METHODS)
@@ -143,19 +144,30 @@ def _examples(settings: Settings, tokenizer: Tokenizer) -> dict[str, list[Exampl
             raise InputError(f"{folder} has no file of any task: {', '.join(task_names())}")
         found = {name: load_examples(name, folder, _settings_of(name, settings, tokenizer)) for name in names}
     chosen = {name: sample_examples(items, settings.limit, settings.seed) for name, items in found.items()}
-    for name, items in chosen.items():
-        if not items:
-            raise InputError(
-                f"no example of {name} can be used: none has its answer in the context, or none fits max_context"
-            )
-    return chosen
+    why = "no example can be used: none has its answer in the context, or none fits max_context"
+    empty = {name: why for name, items in chosen.items() if not items}
+    for name in empty:
+        if len(empty) == len(chosen) or name in settings.tasks:
+            raise InputError(f"{name}: {why}")
+        del chosen[name]
+    return chosen, empty
 
 
-def _contenders(names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
-    """Return the compressors by name, or all that can be used here, and why others cannot."""
-    if names:
-        return [Contender(load(name)) for name in dict.fromkeys(names)], {}
-    contenders, left_out = [], {}
+def _own_questions(file: Path, settings: TaskSettings) -> list[Example]:
+    found = read_questions(file)
+    for example in found:
+        if not example.answers:
+            raise InputError(f"{file}: the question {example.id!r} has no answer")
+    return [example for example in found if fits(example.documents, settings)]
+
+
+def _contenders(settings: Settings) -> tuple[list[Contender], dict[str, str]]:
+    """Return the compressors and pipelines by name, or all that can be used here, and why others cannot."""
+    contenders = [Contender(load(name)) for name in dict.fromkeys(settings.compressors)]
+    contenders += [Contender(Pipeline.from_toml(path), label=path.stem) for path in settings.pipelines]
+    left_out: dict[str, str] = {}
+    if contenders:
+        return contenders, left_out
     for name in compressor_names():
         if compressor_class(name).emits != "text":
             left_out[name] = "it does not give text"
@@ -194,6 +206,9 @@ def _summary(plan: Plan, folder: RunFolder, settings: Settings) -> Summary:
         for name, items in plan.examples.items()
         for example in items[: plan.n_shown]
     }
+    # an earlier call may have had more examples, budgets or methods, over which nothing could be compared
+    keys = _keys(plan)
+    rows = [row for row in folder.rows() if row.key in keys]
     described = {
         "seed": str(settings.seed),
         "budgets": ", ".join(f"{keep:g}" for keep in settings.keeps),
@@ -203,15 +218,33 @@ def _summary(plan: Plan, folder: RunFolder, settings: Settings) -> Summary:
         "reader": _told_reader(settings),
     }
     return summarise(
-        folder.rows(),
+        rows,
         title="What each compressor keeps",
-        stamp=stamp() | described,
+        stamp=_stamp_of(rows, folder) | described,
         tasks=[get_task(name) for name in plan.examples],
         methods=[contender.method for contender in plan.all_contenders],
         seed=plan.seed,
-        views=folder.views(),
+        views=((key, view) for key, view in folder.views() if key in keys and key[:2] in shown),
         shown=shown,
     )
+
+
+def _keys(plan: Plan) -> set[Key]:
+    return {
+        (example.task, example.id, contender.name, keep)
+        for items in plan.examples.values()
+        for contender in plan.all_contenders
+        for example in items[: plan.n_examples(contender, items)]
+        for keep in plan.keeps_of(contender)
+    }
+
+
+def _stamp_of(rows: Sequence[ResultRow], folder: RunFolder) -> dict[str, str]:
+    """Return where the rows were computed, which need not be here and now; what differs is told after each other."""
+    stamps = json.loads((folder.path / RUN_FILE).read_text(encoding="utf-8"))["stamps"]
+    used = [stamps[index] for index in sorted({row.stamp for row in rows})]
+    labels = dict.fromkeys(label for one in used for label in one)
+    return {label: "; ".join(dict.fromkeys(one[label] for one in used if label in one)) for label in labels}
 
 
 def _told_contexts(settings: Settings) -> str:

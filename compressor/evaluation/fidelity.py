@@ -12,18 +12,18 @@ _MONTH: Final = (
 )
 
 PATTERNS: Final = {
-    "numbers": re.compile(r"(?<![\w.,])[-+]?\d+(?:[.,]\d+)*%?(?![\w])"),
+    "numbers": re.compile(r"(?<!\w)(?<!\d\.)[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)*%?(?!\w|\.\d)"),
     "dates": re.compile(
-        rf"\b(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{1,2}}[./]\d{{1,2}}[./]\d{{2,4}}"
-        rf"|\d{{1,2}} {_MONTH} \d{{4}}|{_MONTH} \d{{1,2}},? \d{{4}}|{_MONTH} \d{{4}})\b"
+        rf"(?<![\w.])(?:\d{{4}}-\d{{2}}-\d{{2}}(?!\d)|\d{{1,2}}[./]\d{{1,2}}[./]\d{{2,4}}(?![\w.]*\d)"
+        rf"|\d{{1,2}} {_MONTH} \d{{4}}\b|{_MONTH} \d{{1,2}},? \d{{4}}\b|{_MONTH} \d{{4}}\b)"
     ),
     "identifiers": re.compile(
-        r"(?<![\w@./-])(?:"
+        r"(?<![\w@./+-])(?:"
         r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"  # UUID
         r"|[\w.+-]+@[\w-]+\.[\w.-]*\w"  # e-mail
-        r"|https?://[^\s\"'<>)\]}]+"
+        r"|https?://[^\s\"'<>)\]}]*[^\s\"'<>)\]}.,;:!?]"
         r"|[A-Za-z]+\d[\w-]*|\d+[A-Za-z][\w-]*"  # letters with digits
-        r"|[a-z]+(?:_[a-z0-9]+)+|[a-z]+(?:[A-Z][a-z0-9]+)+"  # snake_case, camelCase
+        r"|[A-Za-z]+(?:_[A-Za-z0-9]+)+|[a-z]+(?:[A-Z][a-z0-9]+)+"  # snake_case, MAX_TOKENS, camelCase
         r")(?![\w@])"
     ),
     "quotations": re.compile(r"\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"),
@@ -62,5 +62,10 @@ def fidelity(source: str, result: str) -> dict[str, Fidelity]:
 
 def _compare(pattern: re.Pattern[str], source: str, result: str) -> Fidelity:
     before, after = set(pattern.findall(source)), set(pattern.findall(result))
-    altered = {fact for fact in after - before if fact not in source}
+    altered = [fact for fact in after - before if not _stands_alone(fact, source)]
     return Fidelity(len(before), len(before & after), len(altered))
+
+
+def _stands_alone(fact: str, source: str) -> bool:
+    """Tell whether a source has the fact as a whole: ``12`` is no part of ``12.5%``, nor ``499`` of ``1,499``."""
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(fact)}(?![\w%]|[.,]\d)", source) is not None

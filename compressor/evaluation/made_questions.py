@@ -81,8 +81,7 @@ def _facts(document: Document) -> Iterator[tuple[int, str, str]]:
 
 def _is_asked(fact: str, text: str) -> bool:
     """Tell whether a fact stands only once in a text, and not as a key: a key names a fact and is none."""
-    before, *after = text.split(fact)
-    del before
+    _, *after = text.split(fact)
     return len(after) == 1 and not (fact.startswith('"') and after[0].lstrip().startswith(":"))
 
 

@@ -48,7 +48,7 @@ def _f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
 
 
 def is_valid(result: Compressed) -> bool | None:
-    """Tell whether JSON and code in a result still parse; None if there is none, or none that can be told apart.
+    """Tell whether JSON and code in a result still parse; None if it has none, or none that can be told apart.
 
     A result without documents is the output of a foreign tool: it is judged as a whole if it had one source.
     """
@@ -62,7 +62,7 @@ def is_valid(result: Compressed) -> bool | None:
         found = [(structured[0], result.text)]
     else:
         return None
-    return all(_still_parses(source, text) for source, text in found)
+    return all(_still_parses(source, text) for source, text in found) if found else None
 
 
 def _still_parses(source: Document, text: str) -> bool:

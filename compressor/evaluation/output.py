@@ -88,7 +88,9 @@ def _line(cell: Cell, role: str, metric: str, found: Estimate) -> dict[str, obje
         "keep": cell.keep,
         "kept": round(cell.kept, 4),
         "metric": metric,
-        **{name: _measured(value) for name, value in (("mean", found.mean), ("low", found.low), ("high", found.high))},
+        **{
+            name: _measured(value) for name, value in (("mean", found.mean), ("low", found.low), ("high", found.high))
+        },
         "n": found.n,
         "n_over_budget": cell.n_over_budget,
         "n_invalid": cell.n_invalid,

@@ -78,6 +78,8 @@ def read(
     Raises:
         BackendError: If the reader failed.
     """
+    if not example.answers:
+        return Reading(not_read="the example has no answer to compare with")
     if result.tokens_after > max_positions:
         return Reading(not_read=f"the context has {result.tokens_after} tokens, more than {max_positions}")
     prompt = prompt_of(example, result, is_chat=is_chat)

@@ -112,6 +112,7 @@ class RunFolder:
             ConfigError: If the folder holds a run with other settings; the message names the first that differs.
         """
         known = self._read_run()
+        before = json.dumps(known)
         # through JSON, so that what is compared is what would be read back
         wanted = json.loads(json.dumps(settings))
         for name, value in wanted.items():
@@ -125,12 +126,17 @@ class RunFolder:
             stamps.append(dict(stamp))
         self.stamp = len(stamps) - 1
         content = {"settings": known["settings"] | wanted, "stamps": stamps}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (self.path / RUN_FILE).write_text(text, encoding="utf-8")
+        if json.dumps(content) != before:
+            new = self.path / f"{RUN_FILE}.new"
+            new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            # in one step, so that a kill leaves the old record or the new one
+            new.replace(self.path / RUN_FILE)
 
     def _read_run(self) -> dict[str, Any]:
         file = self.path / RUN_FILE
         if not file.exists():
+            if (self.path / ROWS_FILE).exists():
+                raise InputError(f"{self.path} has rows, but no {RUN_FILE} that says of what; give another folder")
             return {"settings": {}, "stamps": []}
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
@@ -142,7 +148,10 @@ class RunFolder:
         """Read the rows in the order in which they were finished, each once."""
         seen: set[Key] = set()
         for line in _lines(self.path / ROWS_FILE):
-            row = ResultRow(**line)
+            try:
+                row = ResultRow(**line)
+            except TypeError as error:
+                raise InputError(f"{self.path / ROWS_FILE} is of another version: {error}") from error
             # two runs into one folder at the same time may both have computed a row
             if row.key not in seen:
                 seen.add(row.key)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -13,14 +13,7 @@ from cachetools import LRUCache
 
 from kompakt.compressor.backend import Backend
 from kompakt.compressor.base import Compressor, Request
-from kompakt.compressor.errors import (
-    BudgetError,
-    CompressionError,
-    ConfigError,
-    KompaktError,
-    MissingExtraError,
-    ModelNotFoundError,
-)
+from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelNotFoundError
 from kompakt.compressor.evaluation.controls import Full, Nothing, RandomUnits, Truncation
 from kompakt.compressor.evaluation.example import Example
 from kompakt.compressor.evaluation.fidelity import fidelity
@@ -32,7 +25,12 @@ from kompakt.compressor.evaluation.summary import Method, Role
 from kompakt.compressor.inspection import View, inspect_result
 from kompakt.compressor.models.tokenizers import Tokenizer
 from kompakt.compressor.results import joined_text
-from kompakt.compressor.types import Budget, Compressed
+from kompakt.compressor.types import Budget, Compressed, Document
+
+_LOG = logging.getLogger(__name__)
+
+_OF_THE_SETUP = (ConfigError, MissingExtraError, ModelNotFoundError)
+"""What every example would fail of alike."""
 
 FULL_KEEP: Final = 1.0
 NO_KEEP: Final = 0.0
@@ -53,6 +51,7 @@ class Contender:
         note: What a reader of the report must know of it.
         fingerprint: What identifies it; the compressor's own if empty.
         limit: The most examples of each task that it compresses; None for all of the run's.
+        label: Its name in rows and reports; the compressor's own if empty.
     """
 
     compressor: Compressor
@@ -60,11 +59,12 @@ class Contender:
     note: str = ""
     fingerprint: str = ""
     limit: int | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Its name in rows and reports."""
-        return self.compressor.name
+        return self.label or self.compressor.name
 
     @property
     def method(self) -> Method:
@@ -148,7 +148,12 @@ class Plan:
 
 def digest_of(example: Example) -> str:
     """Return a hash of everything in an example that decides its rows."""
-    content = json.dumps(asdict(example), sort_keys=True, default=str, ensure_ascii=True)
+    return _digest(example)
+
+
+def _digest(values: Example | Sequence[Document]) -> str:
+    plain = asdict(values) if isinstance(values, Example) else [asdict(document) for document in values]
+    content = json.dumps(plain, sort_keys=True, default=str, ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -237,15 +242,15 @@ class _Bench:
         for keep in missing:
             try:
                 result, is_new = self._compress(example, contender, keep)
-            except (ConfigError, MissingExtraError, ModelNotFoundError):  # every example would fail alike
+            except _OF_THE_SETUP:
                 raise
-            except KompaktError as error:
+            except Exception as error:  # a method's fault must cost neither the run nor the other methods
                 self._folder.append(self._failed(example, digest, contender, keep, error))
             else:
                 row, view = self._judge(example, index, contender, keep, result)
                 seconds = sum(trace.seconds for trace in result.trace) if is_new and is_cold else None
                 self._folder.append(replace(row, digest=digest, seconds=seconds, stamp=self._folder.stamp), view)
-                is_cold = False
+            is_cold = False
             self._tally.count(1)
         self._tally.count(len(keeps) - len(missing))
 
@@ -253,8 +258,12 @@ class _Bench:
         """Empty a contender's memory, and have it load its models before the first time that is taken."""
         if contender.name not in self._loaded:
             self._loaded.add(contender.name)
-            with suppress(CompressionError, BudgetError):
+            try:
                 contender.compressor.compress(_WARM_UP, query=_WARM_UP, keep=0.5, tokenizer=self._plan.tokenizer)
+            except _OF_THE_SETUP:
+                raise
+            except Exception:
+                _LOG.debug("%s failed on the text that warms it up", contender.name, exc_info=True)
         contender.compressor.forget()
 
     def _is_done(self, example: Example, contender: Contender, keep: float, digest: str) -> bool:
@@ -267,8 +276,7 @@ class _Bench:
         return known is not None
 
     def _compress(self, example: Example, contender: Contender, keep: float) -> tuple[Compressed, bool]:
-        context = hashlib.sha256(joined_text(example.documents).encode()).hexdigest()
-        key = (contender.name, keep, context)
+        key = (contender.name, keep, _digest(example.documents))
         if not contender.compressor.uses_query and key in self._results:
             return self._results[key], False
         # the references take no budget
@@ -325,7 +333,7 @@ class _Bench:
         )
 
     def _failed(
-        self, example: Example, digest: str, contender: Contender, keep: float, error: KompaktError
+        self, example: Example, digest: str, contender: Contender, keep: float, error: Exception
     ) -> ResultRow:
         tokens_before = self._plan.tokenizer.count(joined_text(example.documents))
         return ResultRow(

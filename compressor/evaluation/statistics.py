@@ -37,7 +37,7 @@ def resampled_means(values: Sequence[float], groups: Sequence[str], *, seed: int
     return means
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def _draws(n_groups: int, seed: int) -> NDArray[np.float64]:
     """Return how often each resample draws each group, ``[N_RESAMPLES, n_groups]``."""
     chosen = np.random.default_rng([seed, n_groups]).integers(n_groups, size=(N_RESAMPLES, n_groups))
@@ -94,7 +94,7 @@ def loss_bound(
         from scipy.stats import beta
     except ImportError as error:
         raise MissingExtraError("confidence bounds", "report") from error
-    # what lies between 0 and 1 varies less than a coin of the same mean, so that the coin's bound holds for it;
+    # what lies between 0 and 1 varies less than a coin of the same mean, so that the coin's bound is wide enough;
     # examples of one group may all be lost together, so that only groups count as independent
     n = len(set(groups))
     share = sum(max(0.0, loss) for loss in losses) / len(losses)

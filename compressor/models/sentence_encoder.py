@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from kompakt.compressor.errors import MissingExtraError, ModelError
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
@@ -149,7 +150,20 @@ def _load(folder: Path, fingerprint: str) -> SentenceEncoder:
         raise ModelError(f"{folder} cannot be read as a sentence encoder: {error}") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(_window(folder, model))
-    return SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, _pooling(folder))
+    encoder = SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, _pooling(folder))
+    _loaded.append(ref(encoder))
+    return encoder
+
+
+_loaded: Final[list[ref[SentenceEncoder]]] = []
+
+
+def forget_embeddings() -> None:
+    """Empty the caches of all encoders that are loaded; loads none."""
+    for known in _loaded:
+        encoder = known()
+        if encoder is not None:
+            encoder.forget()
 
 
 def _window(folder: Path, model: Any) -> int:  # noqa: ANN401 (transformers types its models loosely)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from kompakt.compressor.base import ScoringCompressor
 from kompakt.compressor.errors import ModelNotFoundError
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from kompakt.compressor.models.sentence_encoder import SentenceEncoder, forget_embeddings, load_sentence_encoder
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.dedup import Dedup
 from kompakt.compressor.text.extractive import centrality_less_redundancy, fused_relevance
@@ -68,8 +68,8 @@ class Default(ScoringCompressor):
 
     def forget(self) -> None:
         """Empty the cache of embeddings, which all compressors of this process share."""
-        if not self._words_only:
-            load_sentence_encoder(self._model).forget()
+        super().forget()
+        forget_embeddings()
 
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return relevance from 0 to 1, plus what a unit's place in structured content is worth."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from kompakt.compressor.models.sentence_encoder import SentenceEncoder, forget_embeddings, load_sentence_encoder
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.spread import spread
 from kompakt.compressor.units.sentences import ProseSplitter, pack_chunks, split_sentences
@@ -61,7 +61,8 @@ class Extractive(ScoringCompressor):
 
     def forget(self) -> None:
         """Empty the cache of embeddings, which all compressors of this process share."""
-        load_sentence_encoder(self.model).forget()
+        super().forget()
+        forget_embeddings()
 
     def prose_splitter(self, request: Request) -> ProseSplitter:
         """Return the sentence splitter, or one that packs sentences into chunks."""

@@ -100,6 +100,7 @@ class SelectiveContext(ScoringCompressor):
 
     def forget(self) -> None:
         """Empty the cache of surprisals and phrases, which all compressors of this process share."""
+        super().forget()
         clear_cache()
 
     def prose_splitter(self, request: Request) -> ProseSplitter:

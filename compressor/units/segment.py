@@ -18,6 +18,7 @@ from kompakt.compressor.units.markdown import split_markdown
 from kompakt.compressor.units.messages import keep_messages_valid
 from kompakt.compressor.units.protected import mark_protected
 from kompakt.compressor.units.sentences import ProseSplitter, split_sentences
+from kompakt.compressor.units.syntax import parses
 from kompakt.compressor.units.unit import Unit, Units, shift
 
 
@@ -64,6 +65,12 @@ def _recognise_text(text: str) -> Content:
         return Content(Kind.LOG)
     guessed = guess_language(text)
     return Content(Kind.CODE, guessed) if guessed else Content(Kind.PROSE)
+
+
+def forget() -> None:
+    """Empty what is remembered of documents that were recognised and checked."""
+    _recognise_text.cache_clear()
+    parses.cache_clear()
 
 
 def segment(documents: Sequence[Document], *, prose: ProseSplitter = split_sentences) -> Units:

@@ -107,6 +107,26 @@ def test_pipeline_file(tmp_path, text):
     assert_one_error(Ran([*arguments, "-c", "lexical"]), 2, "not both")
 
 
+def test_pipeline_file_with_budgets_of_its_own(tmp_path, text):
+    path, rows = tmp_path / "p.toml", tmp_path / "rows.json"
+    path.write_text('[keep]\nprose = 0.2\n[[stages]]\ncompressor = "lexical"\n', encoding="utf-8")
+    rows.write_text(json.dumps([{"id": n} for n in range(9)]), encoding="utf-8")
+    arguments = ["compress", text, rows, "--pipeline", path, "-q", "How old is Rome?"]
+    assert Ran(arguments).out == f"Rome is old.\n\n{rows.read_text(encoding='utf-8')}"
+    assert Ran([*arguments, "--max-tokens", 4]).out == "Rome is old."
+    assert Ran([*arguments, "--keep", 1]).out.startswith(TEXT)
+    assert_one_error(Ran([*arguments, "--keep", 1, "--max-tokens", 4]), 2, "exactly one")
+    lines = b'{"text": "%s"}\n' % TEXT.strip().encode()
+    ran = Ran(["compress", "--jsonl", "--pipeline", path, "-q", "How old is Rome?", "--quiet"], stdin=lines)
+    assert (ran.status, json.loads(ran.out)["text"]) == (0, "Rome is old.")
+
+
+def test_pipeline_file_without_budgets_needs_one(tmp_path, text):
+    path = tmp_path / "p.toml"
+    path.write_text('[[stages]]\ncompressor = "lexical"\n', encoding="utf-8")
+    assert_one_error(Ran(["compress", text, "--pipeline", path]), 2, "exactly one of --max-tokens N and --keep F")
+
+
 @pytest.mark.parametrize(
     ("content", "encoding", "words"),
     [
@@ -178,6 +198,8 @@ def test_wrong_usage_is_one_line(text, arguments, words):
         ("stages = [", ["p.toml", "not valid TOML"]),
         ('[[stages]]\ncompressor = "lexicl"', ["p.toml", "lexicl"]),
         ("", ["at least one [[stages]]"]),
+        ('[keep]\nproze = 0.5\n[[stages]]\ncompressor = "lexical"', ["p.toml", "proze"]),
+        ('[keep]\nprose = 2\n[[stages]]\ncompressor = "lexical"', ["p.toml", "[keep]", "keep of prose"]),
         (None, ["p.toml", "No such file"]),
     ],
 )

@@ -8,6 +8,7 @@ import kompakt
 from kompakt import ConfigError, Pipeline
 from kompakt.compressor.config import parse_pipeline
 from kompakt.compressor.pipeline import Stage
+from kompakt.compressor.types import WHOLE_KINDS, Budget, Kind
 
 stages = st.one_of(
     st.just(kompakt.load("lexical")),
@@ -26,6 +27,7 @@ pipelines = st.builds(
     strict=st.booleans(),
     on_error=st.sampled_from(["pass_through", "raise"]),
     mark_omissions=st.booleans(),
+    keep=st.none() | st.dictionaries(st.sampled_from(WHOLE_KINDS), st.floats(0.001, 1), min_size=1),
 )
 
 
@@ -33,7 +35,7 @@ pipelines = st.builds(
 def test_round_trip(pipeline):
     again = parse_pipeline(pipeline.to_toml())
     assert again.stages == pipeline.stages
-    for setting in ("tokenizer", "strict", "on_error", "mark_omissions"):
+    for setting in ("tokenizer", "strict", "on_error", "mark_omissions", "budget"):
         assert getattr(again, setting) == getattr(pipeline, setting)
     assert again.to_toml() == pipeline.to_toml()
 
@@ -52,6 +54,12 @@ def test_golden_file_of_version_1():
     assert pipeline.mark_omissions
 
 
+def test_budgets_by_kind_are_read():
+    text = '[keep]\nprose = 0.25\njson = 1\n[[stages]]\ncompressor = "lexical"\n'
+    assert parse_pipeline(text).budget == Budget(by_kind={Kind.PROSE: 0.25, Kind.JSON: 1})
+    assert parse_pipeline('[[stages]]\ncompressor = "lexical"\n').budget is None
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -68,6 +76,10 @@ def test_golden_file_of_version_1():
         ('[[stages]]\ncompressor = "lexical"\nshare = -1', "share must be above 0"),
         ('[[stages]]\ncompressor = "dedup"\n[stages.options]\nsimilarity = "x"', "similarity must be float"),
         ('[[stages]]\ncompressor = "dedup"\n[stages.options]\nsimilarty = 1', "did you mean 'similarity'"),
+        ('keep = 0.5\n[[stages]]\ncompressor = "lexical"', "keep must be dict, got 0.5"),
+        ('[keep]\nproze = 0.5\n[[stages]]\ncompressor = "lexical"', "no kind of document 'proze'"),
+        ('[keep]\nprose = 1.5\n[[stages]]\ncompressor = "lexical"', r"\[keep\]: keep of prose must be above 0"),
+        ('[keep]\nprose = "x"\n[[stages]]\ncompressor = "lexical"', r"\[keep\]: keep of prose must be a number"),
         ('on_error = "ignore"\n[[stages]]\ncompressor = "lexical"', "on_error must be"),
     ],
 )

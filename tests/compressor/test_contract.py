@@ -1,6 +1,7 @@
 """The promises that every registered compressor keeps, whatever the input."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from strategies import any_texts, documents, json_texts, sentences
 
 from kompakt import Budget, BudgetError, Document, Pipeline, load
 from kompakt.compressor.base import make_request
+from kompakt.compressor.inspection import inspect_result
 from kompakt.compressor.models.tokenizers import load_tokenizer
 from kompakt.compressor.registry import compressor_class, compressor_names
 from kompakt.compressor.results import joined_text
@@ -165,6 +167,86 @@ def test_pipeline_of_one_stage_equals_the_stage(compressor, text, max_tokens):
     piped = Pipeline([compressor], tokenizer=TOKENIZER).compress(text, max_tokens=max_tokens)
     assert piped.parts == alone.parts
     assert piped.tokens_before == alone.tokens_before
+
+
+@given(docs=documents(), query=QUERIES, max_tokens=st.integers(1, 80), mark=st.booleans())
+@examples(40)
+def test_record_says_what_became_of_each_unit_and_changes_nothing(compressor, docs, query, max_tokens, mark):
+    budget = Budget(max_tokens=max_tokens)
+    result = run(compressor, docs, budget, query, mark_omissions=mark, record=True)
+    plain = run(compressor, docs, budget, query, mark_omissions=mark)
+    assert (result is None) == (plain is None)
+    assume(result is not None)
+
+    def without_time(made):
+        return replace(made, decisions=(), trace=tuple(replace(trace, seconds=0.0) for trace in made.trace))
+
+    assert plain.decisions == ()
+    assert without_time(result) == without_time(plain)
+    if result.outcome.status is Status.FITS:
+        assert result.decisions == ()
+    else:
+        assert_decisions_are_what_happened(result, docs)
+        assert {decision.stage for decision in result.decisions} == {compressor.name}
+
+
+def assert_decisions_are_what_happened(result, docs):
+    """Units that were kept stand in the result and the others do not, but for white space."""
+    verbatim = verbatim_of(result)
+    texts = {document.id: document.text for document in docs}
+    seen = set()
+    for decision in result.decisions:
+        assert math.isfinite(decision.score)
+        name, text = decision.span.document_id, texts[decision.span.document_id]
+        own = {(name, at) for at in range(decision.span.start, decision.span.end)}
+        assert not own & seen
+        seen |= own
+        words = {(name, at) for _, at in own if not text[at].isspace()}
+        assert words <= verbatim if decision.is_kept else not words & verbatim
+        assert not decision.span.protected or decision.is_kept
+    assert len(seen) > 0
+
+
+def verbatim_of(result):
+    return {
+        (span.document_id, at)
+        for span in result.spans
+        if span.kind not in (Kind.OMISSION, Kind.SEPARATOR)
+        for at in range(span.start, span.end)
+    }
+
+
+@given(docs=documents(), query=QUERIES, max_tokens=st.integers(1, 80), is_first=st.booleans())
+@examples(25)
+def test_pieces_tile_the_sources_and_the_kept_ones_are_the_result(compressor, docs, query, max_tokens, is_first):
+    stages = [compressor, "structured"] if is_first else ["dedup", compressor]
+    request = make_request(docs, budget=Budget(max_tokens=max_tokens), query=query, tokenizer=TOKENIZER)
+    try:
+        result = Pipeline(stages).compress_batch([replace(request, record=True)])[0]
+    except BudgetError:
+        assume(False)
+    kept = set()
+    for document, source in zip(inspect_result(result, method="x").documents, docs, strict=True):
+        bounds = [0, *(piece.end for piece in document.pieces)]
+        assert [piece.start for piece in document.pieces] == bounds[:-1]
+        assert bounds[-1] == len(source.text)
+        assert all(piece.start < piece.end for piece in document.pieces)
+        kept.update((source.id, at) for p in document.pieces if p.is_kept for at in range(p.start, p.end))
+    assert kept == verbatim_of(result)
+    names = {trace.stage for trace in result.trace}
+    assert {decision.stage for decision in result.decisions} <= names
+    # nothing is decided about text that kompakt wrote
+    assert not {decision.span.kind for decision in result.decisions} & {Kind.OMISSION, Kind.SEPARATOR}
+
+
+def test_to_forget_changes_no_result(compressor):
+    docs = as_documents(
+        ["Rome is old. A cat sat on the mat. The dog ran away.", "Nobody saw where it went. Rome fell."]
+    )
+    first = run(compressor, docs, Budget(max_tokens=12), "How old is Rome?")
+    compressor.forget()
+    compressor.forget()
+    assert run(compressor, docs, Budget(max_tokens=12), "How old is Rome?").parts == first.parts
 
 
 @pytest.mark.parametrize("name", compressor_names())

@@ -165,3 +165,63 @@ def test_request_says_whose_tokens_count():
     assert Pipeline(["lexical"], tokenizer="cl100k_base").compress(TEXT, keep=0.5).tokens_before == (
         request.tokenizer.count(TEXT)
     )
+
+
+def test_decisions_of_every_stage_point_to_the_first_sources():
+    documents = [Document(TEXT, "a"), Document("Intro. " + TEXT, "b")]
+    result = kompakt.compress(documents, compressor=Pipeline(["lexical", "structured"]), keep=0.2, record=True)
+    sources = {document.id: document.text for document in documents}
+    count = make_request("", budget=kompakt.Budget(1)).tokenizer.count
+    by_stage = {stage: [d for d in result.decisions if d.stage == stage] for stage in ("lexical", "structured")}
+    assert list(result.decisions) == by_stage["lexical"] + by_stage["structured"]
+
+    for name, text in sources.items():
+        own = [decision.span for decision in by_stage["lexical"] if decision.span.document_id == name]
+        assert "".join(text[span.start : span.end] for span in own) == text
+    first = {decision.span for decision in by_stage["lexical"] if decision.is_kept}
+    # what the first stage kept is what the second decided on, but for white space that was trimmed
+    second = {
+        (d.span.document_id, sources[d.span.document_id][d.span.start : d.span.end]) for d in by_stage["structured"]
+    }
+    assert {text.strip() for _, text in second} == {sources[s.document_id][s.start : s.end].strip() for s in first}
+    kept = [sources[d.span.document_id][d.span.start : d.span.end] for d in by_stage["structured"] if d.is_kept]
+    assert all(text.strip() in result.text for text in kept)
+    assert sum(map(count, kept)) == pytest.approx(result.tokens_after, abs=3)
+
+
+def test_no_decisions_unless_asked_for_or_where_nothing_was_decided():
+    pipeline = Pipeline(["lexical", "structured"])
+    assert kompakt.compress(TEXT, compressor=pipeline, keep=0.2).decisions == ()
+    assert kompakt.compress(TEXT, compressor=pipeline, keep=1.0, record=True).decisions == ()
+    failed = kompakt.compress(
+        f"{TEXT} boom", compressor=Pipeline(["lexical", Failing()]), max_tokens=400, record=True
+    )
+    assert (failed.outcome.status, failed.decisions) == ("passed_through", ())
+
+
+def test_to_forget_reaches_every_stage():
+    class Remembering(Failing):
+        n_forgotten = 0
+
+        def forget(self):
+            type(self).n_forgotten += 1
+
+    Pipeline([Remembering(), "lexical", Pipeline([Remembering()])]).forget()
+    assert Remembering.n_forgotten == 2
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "words"),
+    [
+        ({"proze": 0.5}, ConfigError, "no kind of document 'proze'.*prose, code, json, log, table"),
+        ({"message": 0.5}, ConfigError, "no kind of document 'message'"),
+        ({3: 0.5}, ConfigError, "no kind of document 3"),
+        (0.5, ConfigError, "must be a table of fractions by kind of document, got 0.5"),
+        ({"prose": 0}, BudgetError, "keep of prose must be above 0"),
+        ({"prose": 0.5, "json": 2}, BudgetError, "keep of json must be above 0 and at most 1"),
+        ({"prose": "half"}, BudgetError, "keep of prose must be a number, got 'half'"),
+    ],
+)
+def test_bad_budgets_by_kind_are_named(keep, error, words):
+    with pytest.raises(error, match=words):
+        Pipeline(["lexical"], keep=keep)
