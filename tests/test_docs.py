@@ -20,7 +20,10 @@ from kompakt.compressor.registry import compressor_class, compressor_names
 ROOT = Path(__file__).parents[1]
 RUN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*RUN, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
-NOT_RUN = {"kompakt models pull": "downloads"}
+NOT_RUN = {
+    "kompakt models pull": "downloads",
+    "kompakt eval --quick": "takes a minute; tests/compressor/test_cli_eval.py runs it",
+}
 """Commands that are shown and not run, and why."""
 
 FENCE = re.compile(r"^```(\w+)( models)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

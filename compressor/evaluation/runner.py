@@ -18,7 +18,7 @@ from kompakt.compressor.evaluation.controls import Full, Nothing, RandomUnits, T
 from kompakt.compressor.evaluation.example import Example
 from kompakt.compressor.evaluation.fidelity import fidelity
 from kompakt.compressor.evaluation.metrics import answer_recall, is_valid, verbatim_text
-from kompakt.compressor.evaluation.reading import MAX_NEW_TOKENS, read
+from kompakt.compressor.evaluation.reading import MAX_NEW_TOKENS, Reading, read
 from kompakt.compressor.evaluation.rows import Key, ResultRow, RunFolder
 from kompakt.compressor.evaluation.stamp import stamp
 from kompakt.compressor.evaluation.summary import Method, Role
@@ -230,6 +230,7 @@ class _Bench:
         # what does not depend on the question is the same for all questions on one context
         self._results: LRUCache[tuple[str, float, str], Compressed] = LRUCache(_REMEMBERED)
         self._loaded: set[str] = set()
+        self._readings: LRUCache[tuple[str, str, str], Reading] = LRUCache(_REMEMBERED)
 
     def run(self, example: Example, index: int, contender: Contender) -> None:
         """Write the rows of an example and a contender that are missing."""
@@ -307,14 +308,7 @@ class _Bench:
             is_valid=is_valid(result),
         )
         if reader is not None and (reader.n_examples is None or index < reader.n_examples):
-            made = read(
-                reader.backend,
-                example,
-                result,
-                is_chat=reader.is_chat,
-                max_positions=reader.max_positions,
-                max_new_tokens=reader.max_new_tokens,
-            )
+            made = self._read(reader, example, result)
             row = replace(
                 row,
                 metrics=metrics | (made.metrics or {}),
@@ -331,6 +325,23 @@ class _Bench:
         return row, replace(
             shown, has_answer=None if recall is None else bool(recall), reader_answer=row.answer or None
         )
+
+    def _read(self, reader: Reader, example: Example, result: Compressed) -> Reading:
+        """Let the reader read a context, once where several methods leave the same."""
+        # a result is text: forms that are not must be told apart by their content here
+        key = (example.task, example.id, result.text)
+        made = self._readings.get(key)
+        if made is None:
+            made = read(
+                reader.backend,
+                example,
+                result,
+                is_chat=reader.is_chat,
+                max_positions=reader.max_positions,
+                max_new_tokens=reader.max_new_tokens,
+            )
+            self._readings[key] = made
+        return made
 
     def _failed(
         self, example: Example, digest: str, contender: Contender, keep: float, error: Exception

@@ -234,7 +234,7 @@ def _grid(table: _Table, tasks: Sequence[Task], methods: Sequence[Method], seed:
     for task in tasks:
         if len(task.axes) != 2:
             continue
-        for method in methods:
+        for method in (method for method in methods if method.role != "reference"):
             for keep in table.keeps(method.name):
                 points: dict[tuple[float, float], list[ResultRow]] = {}
                 for row in table.cell(task.name, method.name, keep):

@@ -336,3 +336,19 @@ def test_wrong_usage_is_one_line(data, tmp_path, monkeypatch, arguments, words):
     named = [files.get(argument, argument) for argument in arguments]
     assert_one_error(Ran(["eval", "--reader", "none", "-c", "lexical", *named]), 2, *words)
     assert os.listdir(tmp_path) == ["broken.jsonl"]
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_a_quick_run_with_all_compressors_and_a_reader(tmp_path):
+    ran = Ran(["eval", "--quick", "-o", tmp_path / "quick"])
+    assert ran.status == 0, ran
+    summary = json.loads((tmp_path / "quick" / "summary.json").read_text(encoding="utf-8"))
+    means = {(cell["method"], cell["keep"]): cell for cell in summary["cells"] if not cell["task"]}
+    likelihood = {key: cell["estimates"]["log_likelihood"]["mean"] for key, cell in means.items()}
+    assert likelihood["full", 1.0] > likelihood["default", 0.25] > likelihood["none", 0.0]
+    assert {method for method, _ in means} >= {"default", "extractive", "selective-context", "truncate", "random"}
+    assert all(cell["n_over_budget"] == 0 == cell["n_failed"] for cell in means.values())
+    kept = [cell for (method, _), cell in means.items() if method != "truncate"]
+    assert all(cell["n_invalid"] == 0 for cell in kept)
+    assert (tmp_path / "quick" / "report.html").stat().st_size > 100_000
