@@ -237,8 +237,9 @@ def test_every_sample_task_has_examples_in_a_quick_run(captured):
     assert settings.data is None
     assert settings.limit <= 4
     chosen, left_out = evaluation._examples(settings, load_tokenizer("o200k_base"))
-    assert len(chosen) == 9
-    assert left_out == {}
+    assert len(chosen) == 8
+    # two thousand words are too many for a quick run
+    assert list(left_out) == ["long-document-qa"]
 
 
 @pytest.fixture
