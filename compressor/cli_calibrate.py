@@ -9,6 +9,7 @@ import typer
 
 from kompakt.compressor import cli_input, cli_render
 from kompakt.compressor.cli_eval import chosen_reader_tokenizer, progress
+from kompakt.compressor.cli_options import CompressorName, Debug, PipelineFile, TokenizerName, named_compressor
 from kompakt.compressor.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -31,16 +32,12 @@ def calibrate_command(
     quality: Annotated[
         str, typer.Option(metavar="NAME", help="answer_recall, or with a reader f1, exact_match, log_likelihood.")
     ] = "answer_recall",
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", metavar="NAME", help="See kompakt compressors.")
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(metavar="FILE.toml", help="A pipeline instead of a compressor.")
-    ] = None,
+    compressor: CompressorName = None,
+    pipeline: PipelineFile = None,
     reader: Annotated[
         str | None, typer.Option(metavar="NAME", help="Who reads: a name, a folder or URL#MODEL")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Whose tokens count.")] = None,
+    tokenizer: TokenizerName = None,
     per_document: Annotated[
         int, typer.Option(metavar="N", help="Questions made of each document, where there are only documents.")
     ] = 10,
@@ -49,7 +46,7 @@ def calibrate_command(
         str | None, typer.Option("--output", "-o", metavar="FILE.toml", help="Write the calibrated pipeline there.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on the standard error.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Find the smallest budget for each kind of content whose loss of quality stays under a bound.
 
@@ -57,7 +54,6 @@ def calibrate_command(
     From other files questions are made. Exit status 3 if no budget qualifies for some kind: then nothing is written.
     """
     del debug
-    from kompakt.compressor.cli import named_compressor
     from kompakt.compressor.evaluation.calibration import Quality, calibrate, needed, with_answer_in_context
     from kompakt.compressor.evaluation.evaluate import load_reader
     from kompakt.compressor.evaluation.runner import Reader

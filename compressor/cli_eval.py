@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from kompakt.compressor import cli_render
+from kompakt.compressor.cli_options import Debug
 from kompakt.compressor.errors import InputError, MissingExtraError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate_command(
     ] = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Decides what is left to chance.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on the standard error.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Measure what each compressor keeps of your data or of standard tasks, how well and how fast.
 

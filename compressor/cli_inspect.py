@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from kompakt.compressor import cli_input, cli_render
+from kompakt.compressor.cli_options import (
+    CompressorName,
+    Debug,
+    Files,
+    Keep,
+    MaxTokens,
+    PipelineFile,
+    Query,
+    TokenizerName,
+    check_budget,
+    named_compressor,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -18,25 +30,17 @@ _DROPPED: Final = ("dim strike", "-")
 
 
 def inspect_command(
-    files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILES", help="Texts; none or - is the standard input.")
-    ] = None,
-    query: Annotated[str | None, typer.Option("--query", "-q", help="The question that the context is for.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="The most tokens that may remain.")] = None,
-    keep: Annotated[
-        float | None, typer.Option(metavar="F", help="The fraction of tokens that may remain, such as 0.25.")
-    ] = None,
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", metavar="NAME", help="See kompakt compressors.")
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(metavar="FILE.toml", help="A pipeline instead of a compressor.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="NAME", help="Whose tokens count.")] = None,
+    files: Files = None,
+    query: Query = None,
+    max_tokens: MaxTokens = None,
+    keep: Keep = None,
+    compressor: CompressorName = None,
+    pipeline: PipelineFile = None,
+    tokenizer: TokenizerName = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page to look at instead.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="One line a piece, with stage and score.")] = False,
     encoding: Annotated[str, typer.Option(help="Encoding of the input.")] = "utf-8",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Show in place what a compression keeps and what it drops: coloured in the terminal, or as a page with --html.
 
@@ -45,7 +49,6 @@ def inspect_command(
     """
     del debug
     from kompakt.compressor.api import compress
-    from kompakt.compressor.cli import check_budget, named_compressor
     from kompakt.compressor.inspection import inspect_result
 
     chosen = named_compressor(compressor, pipeline, strict=False)
