@@ -13,8 +13,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TextIO
 
 Compress = Callable[[dict], str]
 """From a request to the compressed text."""
@@ -40,12 +41,48 @@ WARM_UP = (
 """Asked before the first request, which would otherwise pay for what a peer loads on demand."""
 
 
+class Memory:
+    """Remembers what a peer's model said, so that one context at three budgets is read once, not three times.
+
+    The seconds that an answer took when it was computed are added to those of each request that is given it again:
+    what a request is said to take is what it takes without this.
+
+    Args:
+        size: Answers kept; the least recently used goes first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._answers: OrderedDict[Hashable, tuple[Any, float]] = OrderedDict()
+        self._size = size
+        self._spared = 0.0
+
+    def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Return what ``compute`` returns, or returned when the key was last seen; it must not be changed."""
+        if key in self._answers:
+            self._answers.move_to_end(key)
+            answer, seconds = self._answers[key]
+            self._spared += seconds
+            return answer
+        began = time.perf_counter()
+        answer = compute()
+        self._answers[key] = answer, time.perf_counter() - began
+        if len(self._answers) > self._size:
+            self._answers.popitem(last=False)
+        return answer
+
+    def take_spared(self) -> float:
+        """Return the seconds that were spared since the last call."""
+        spared, self._spared = self._spared, 0.0
+        return spared
+
+
 def serve(
     distribution: str,
     load: Callable[[Sequence[str]], Compress],
     environment: Mapping[str, str] | None = None,
     *,
     warms_up: bool = True,
+    memory: Memory | None = None,
 ) -> None:
     """Load a peer and answer requests until the input ends.
 
@@ -54,7 +91,9 @@ def serve(
         load: Imports the peer and returns what compresses; it gets the runner's arguments.
         environment: Variables that must be set before the peer is imported.
         warms_up: Whether to compress ``WARM_UP`` first.
+        memory: What the peer remembers its model's answers in; the seconds it spares are counted.
     """
+    memory = memory or Memory(0)
     answers = _take_stdout()
     os.environ.update(OFFLINE)
     os.environ.update(environment or {})
@@ -64,10 +103,10 @@ def serve(
         _send(answers, {"ready": False, "error": _describe(error)})
         raise
     for request in WARM_UP if warms_up else ():
-        _answer(compress, {"id": None, **request})
+        _answer(compress, {"id": None, **request}, memory)
     _send(answers, {"ready": True, "version": importlib.metadata.version(distribution)})
     for line in sys.stdin:
-        _send(answers, _answer(compress, json.loads(line)))
+        _send(answers, _answer(compress, json.loads(line), memory))
 
 
 def joined(request: dict) -> str:
@@ -102,13 +141,14 @@ def _send(answers: TextIO, row: dict) -> None:
     answers.flush()
 
 
-def _answer(compress: Compress, request: dict) -> dict:
+def _answer(compress: Compress, request: dict, memory: Memory) -> dict:
+    memory.take_spared()
     began = time.perf_counter()
     try:
         text = compress(request)
     except Exception as error:  # as above; the next request may well succeed
         return {"id": request["id"], "error": _describe(error)}
-    return {"id": request["id"], "text": text, "seconds": time.perf_counter() - began}
+    return {"id": request["id"], "text": text, "seconds": time.perf_counter() - began + memory.take_spared()}
 
 
 def _describe(error: Exception) -> str:
