@@ -13,7 +13,7 @@ import numpy as np
 
 from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
-from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.locate import model_path, recent_fingerprint
 from kompakt.compressor.models.tokenizers import parse_tokenizer
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def load_causal_lm(
         raise ConfigError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
     chosen = device or best_device()
     number_format = str(best_dtype(torch.device(chosen).type)).removeprefix("torch.") if dtype == "auto" else dtype
-    return _load(folder.absolute(), weights_fingerprint(folder), number_format, chosen)
+    return _load(folder.absolute(), recent_fingerprint(folder), number_format, chosen)
 
 
 @functools.lru_cache(maxsize=4)
