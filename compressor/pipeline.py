@@ -26,7 +26,7 @@ from kompakt.compressor.results import fits, joined_text, traced_back, unchanged
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.store.base import Store
 from kompakt.compressor.store.places import open_store
-from kompakt.compressor.store.segments import compress_each
+from kompakt.compressor.store.segments import DecodedSegments, compress_each
 from kompakt.compressor.types import WHOLE_KINDS, Budget, Compressed, DocumentLike, Kind, Outcome, State, Status
 from kompakt.compressor.validity import check
 
@@ -112,6 +112,7 @@ class Pipeline(Compressor):
         self.store = store
         self.tenant = tenant
         self._store = None if store is None else open_store(store)
+        self.decoded = DecodedSegments()
         self.uses_query = any(stage.compressor.uses_query for stage in self.stages)
 
     @property
@@ -204,7 +205,7 @@ class Pipeline(Compressor):
             KompaktError: If documents, budget or configuration are at fault.
         """
         like = self._request(documents, query, max_tokens, keep, tokenizer, None)
-        return compress_each(self, replace(like, artefacts=self.artefacts()))
+        return compress_each(self, replace(like, artefacts=self.artefacts()), decoded=self.decoded)
 
     def _request(
         self,

@@ -68,12 +68,13 @@ class SegmentCompressor:
         Spans count from the start of the segment. A segment that is too small for its budget, or whose compression
         failed, passes through, with the reason.
         """
-        return compress_each(self.pipeline, self._request(segments))
+        return compress_each(self.pipeline, self._request(segments), decoded=self.pipeline.decoded)
 
     def find(self, segments: Sequence[TextRange]) -> list[Compressed | None]:
         """Return the compressed form of each segment that is in the store; nothing is computed."""
         like = self._request(segments)
-        return find_segments(like.artefacts, SegmentKeys(self.pipeline, like).keys(like.documents), like.documents)
+        keys = SegmentKeys(self.pipeline, like).keys(like.documents)
+        return find_segments(like.artefacts, keys, like.documents, decoded=self.pipeline.decoded)
 
     def _request(self, segments: Sequence[TextRange]) -> Request:
         return replace(self._like, documents=as_documents(segments), artefacts=self.pipeline.artefacts())

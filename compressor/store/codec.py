@@ -77,8 +77,8 @@ class TensorCodec:
         """Return tensors as bytes; the header states the error of each quantised one.
 
         Raises:
-            ConfigError: If a name is ``__metadata__`` or contains ``::``, a type has no place in safetensors, or a number that is to be
-                quantised is not finite in float32.
+            ConfigError: If a name is ``__metadata__`` or contains ``::``, a type has no place in safetensors, or a
+                number that is to be quantised is not finite in float32.
             MissingExtraError: If safetensors is not installed.
         """
         import numpy as np

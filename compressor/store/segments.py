@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from operator import index
+from threading import Lock
 from typing import Any, Final
+
+from cachetools import LRUCache
 
 from kompakt.compressor.base import Compressor, Request
 from kompakt.compressor.errors import BudgetError
@@ -30,6 +32,7 @@ from kompakt.compressor.units.code import language_of
 _STAGE: Final = "store"
 _VERBATIM: Final = frozenset(Kind) - {Kind.OMISSION, Kind.SEPARATOR}
 _SCHEMA: Final = 1
+_DECODED_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,9 @@ def _content(document: Document) -> str:
     return f"{len(about)}:{about}{document.text}"
 
 
-def compress_each(compressor: Compressor, like: Request) -> list[Compressed]:
+def compress_each(
+    compressor: Compressor, like: Request, *, decoded: DecodedSegments | None = None
+) -> list[Compressed]:
     """Compress each document of a request on its own, taking from the store what is there.
 
     A document too small for its budget, or one whose compression failed, is passed through as it is, with the reason.
@@ -88,6 +93,7 @@ def compress_each(compressor: Compressor, like: Request) -> list[Compressed]:
     Args:
         compressor: What compresses.
         like: The documents, with the budget that each of them gets.
+        decoded: Segments that this process has read before.
 
     Returns:
         One result a document, in order.
@@ -97,7 +103,7 @@ def compress_each(compressor: Compressor, like: Request) -> list[Compressed]:
     """
     documents = like.documents
     keys = SegmentKeys(compressor, like).keys(documents)
-    results = find_segments(like.artefacts, keys, documents)
+    results = find_segments(like.artefacts, keys, documents, decoded=decoded)
     missing = {key: index for index, key in enumerate(keys) if results[index] is None}
     made = dict(zip(missing, _compress_all(compressor, like, [documents[i] for i in missing.values()]), strict=True))
     like.artefacts.store.put_many(
@@ -113,8 +119,50 @@ def compress_each(compressor: Compressor, like: Request) -> list[Compressed]:
     ]
 
 
+class DecodedSegments:
+    """Segments that were read from a store, so that those in its memory need not be decoded again.
+
+    The store decides what there is: a segment counts only as long as the store returns the very bytes that it was
+    decoded from.
+    """
+
+    def __init__(self) -> None:
+        self._results: LRUCache[bytes, tuple[bytes, Compressed]] = LRUCache(_DECODED_BYTES, getsizeof=_size)
+        self._lock = Lock()
+
+    def get(self, key: bytes, data: bytes, document: Document) -> Compressed | None:
+        """Return what ``data`` says of a document, or None if it says nothing of it.
+
+        Args:
+            key: The segment's key.
+            data: What the store has under it.
+            document: What the segment was made of, whatever its id.
+        """
+        with self._lock:
+            known = self._results.get(key)
+        if known is not None and known[0] is data and known[1].sources == (document,):
+            return known[1]
+        try:
+            result = decode_segment(data, document)
+        except ValueError:
+            return None
+        with self._lock:
+            if _size((data, result)) <= _DECODED_BYTES:
+                self._results[key] = data, result
+        return result
+
+
+def _size(entry: tuple[bytes, Compressed]) -> int:
+    # a decoded segment takes about five times the room of its bytes
+    return 5 * len(entry[0]) + 1000
+
+
 def find_segments(
-    artefacts: Artefacts, keys: Sequence[bytes], documents: Sequence[Document]
+    artefacts: Artefacts,
+    keys: Sequence[bytes],
+    documents: Sequence[Document],
+    *,
+    decoded: DecodedSegments | None = None,
 ) -> list[Compressed | None]:
     """Return the stored segment of each document, None where there is none; nothing is computed.
 
@@ -122,15 +170,13 @@ def find_segments(
         artefacts: Where segments are kept.
         keys: Their keys.
         documents: What each was made of.
+        decoded: Segments that this process has read before.
     """
-    began = time.perf_counter()
-    stored = artefacts.store.get_many(keys)
-    found = [
-        None if value is None else _decoded(value, document)
-        for value, document in zip(stored, documents, strict=True)
+    known = decoded or DecodedSegments()
+    return [
+        None if value is None else known.get(key, value, document)
+        for key, value, document in zip(keys, artefacts.store.get_many(keys), documents, strict=True)
     ]
-    seconds = (time.perf_counter() - began) / max(1, len(keys))
-    return [None if result is None else _traced(result, seconds) for result in found]
 
 
 def encode_segment(result: Compressed) -> bytes:
@@ -158,34 +204,35 @@ def decode_segment(data: bytes, document: Document) -> Compressed:
         ValueError: If the bytes are none, or what they call verbatim does not stand in the document.
     """
     try:
-        row = json.loads(data)
-        part = TextPart(row["text"], _spans(row, document), tuple(row["starts"]))
+        row = json.loads(data.decode())
+        part = TextPart(row["text"], _spans(row, document.id or ""), tuple(row["starts"]))
         _check_verbatim(part, document)
         before, after = map(index, row["tokens"])
         return Compressed(
             parts=(part,) if part.text else (),
             documents=tuple(
-                replace(document, text=part.text, protected=tuple((start, end) for start, end in kept))
+                Document(part.text, document.id, document.metadata, tuple((start, end) for start, end in kept))
                 for kept in row["kept"]
             ),
             outcome=Outcome(Status.FITS if row["fits"] else Status.COMPRESSED),
             tokens_before=before,
             tokens_after=after,
             n_bytes=len(part.text.encode()),
+            trace=(StageTrace(_STAGE, 0.0, before, after, cache_hits=1),),
             sources=(document,),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not a stored segment: {error!r}") from error
 
 
-def _spans(row: Mapping[str, Any], document: Document) -> tuple[Span, ...]:
-    name = document.id or ""
-    protected = frozenset(row["protected"])
+def _spans(row: Mapping[str, Any], name: str) -> tuple[Span, ...]:
+    starts, ends = row["from"], row["to"]
     kinds = [_KINDS[value] for value in row["kinds"]]
-    return tuple(
-        Span(name, start, end, kind, position in protected)
-        for position, (start, end, kind) in enumerate(zip(row["from"], row["to"], kinds, strict=True))
-    )
+    if not len(starts) == len(ends) == len(kinds):
+        raise ValueError("not a stored segment: its spans are incomplete")
+    protected = frozenset(row["protected"])
+    flags = [position in protected for position in range(len(starts))]
+    return tuple(map(Span, repeat(name), starts, ends, kinds, flags))
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
@@ -200,18 +247,6 @@ def _check_verbatim(part: TextPart, document: Document) -> None:
     for span, (start, end) in zip(part.spans, pairwise(bounds), strict=True):
         if span.kind in _VERBATIM and part.text[start:end] != document.text[span.start : span.end]:
             raise ValueError("a stored segment is not of this document")
-
-
-def _decoded(data: bytes, document: Document) -> Compressed | None:
-    try:
-        return decode_segment(data, document)
-    except ValueError:
-        return None
-
-
-def _traced(result: Compressed, seconds: float) -> Compressed:
-    trace = StageTrace(_STAGE, seconds, result.tokens_before, result.tokens_after, cache_hits=1)
-    return replace(result, trace=(trace,))
 
 
 def _compress_all(compressor: Compressor, like: Request, documents: Sequence[Document]) -> list[Compressed]:

@@ -69,7 +69,7 @@ class SQLiteStore(Store):
         self._owner = os.getpid()
         self._identity: tuple[int, int] | None = None
         self._is_read_only = False
-        self._touched: set[bytes] = set()
+        self._touched: dict[bytes, int] = {}
         self._touched_at = time.monotonic()
         self._told_of_damage = False
 
@@ -113,7 +113,7 @@ class SQLiteStore(Store):
         """Keep values; see ``Store.put_many``."""
         if not items:
             return
-        now = int(time.time())
+        now = time.time_ns()
         room = int(_EVICT_TO * self._max_bytes)
         rows = [(key, value, now, expires_at) for key, value in items.items() if len(value) <= room]
         with self._writing() as connection:
@@ -167,7 +167,8 @@ class SQLiteStore(Store):
             self._evict(connection)
             n_removed = before - totals(connection)[0]
         with self._session() as connection:
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            # as a script, since it gives a page back at each step, and execute makes one
+            connection.executescript("PRAGMA incremental_vacuum")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return n_removed
 
@@ -225,7 +226,7 @@ class SQLiteStore(Store):
         """Remember which entries were used, and write it down once there is enough to write."""
         if self._is_read_only or self._connection is None:
             return
-        self._touched.update(keys)
+        self._touched.update(dict.fromkeys(keys, time.time_ns()))
         if len(self._touched) >= _TOUCHES or time.monotonic() - self._touched_at >= _TOUCH_SECONDS:
             self._write_touches(self._connection)
 
@@ -233,7 +234,7 @@ class SQLiteStore(Store):
         """Write down which entries were used, within the transaction if one is open."""
         if not self._touched:
             return
-        used = [(int(time.time()), key) for key in self._touched]
+        used = [(used_at, key) for key, used_at in self._touched.items()]
         self._touched.clear()
         self._touched_at = time.monotonic()
         is_alone = not connection.in_transaction
@@ -242,7 +243,7 @@ class SQLiteStore(Store):
                 # a read does not wait for those who write: the order of use is worth less
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("UPDATE entries SET used_at = ? WHERE key = ?", used)
+            connection.executemany("UPDATE entries SET used_at = max(used_at, ?) WHERE key = ?", used)
             if is_alone:
                 connection.execute("COMMIT")
         except sqlite3.Error as error:  # a read that was answered must not fail because its use cannot be noted
