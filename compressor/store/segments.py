@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, repeat
 from operator import index
+from sys import getsizeof
 from threading import Lock
 from typing import Any, Final
 
@@ -140,7 +141,7 @@ class DecodedSegments:
         """
         with self._lock:
             known = self._results.get(key)
-        if known is not None and known[0] is data and known[1].sources == (document,):
+        if known is not None and known[0] is data and _is_of(known[1], document):
             return known[1]
         try:
             result = decode_segment(data, document)
@@ -153,8 +154,15 @@ class DecodedSegments:
 
 
 def _size(entry: tuple[bytes, Compressed]) -> int:
-    # a decoded segment takes about five times the room of its bytes
-    return 5 * len(entry[0]) + 1000
+    # a decoded segment takes about five times the room of its bytes, and keeps what it was made of alive
+    return 5 * len(entry[0]) + 1000 + sum(getsizeof(source.text) for source in entry[1].sources)
+
+
+def _is_of(result: Compressed, document: Document) -> bool:
+    try:
+        return result.sources == (document,)
+    except Exception:  # metadata is the caller's, and arrays in it cannot be compared
+        return False
 
 
 def find_segments(
@@ -275,7 +283,7 @@ def _missed(result: Compressed) -> Compressed:
 
 def _renamed(result: Compressed, document: Document) -> Compressed:
     """Return the result of an equal document as that of this one."""
-    if result.sources == (document,):
+    if _is_of(result, document):
         return result
     name = document.id or ""
     parts = tuple(
