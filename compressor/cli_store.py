@@ -92,7 +92,7 @@ def import_store(
         raise InputError(f"there is no file {source}")
     with SQLiteStore(source) as opened, _backing(store) as target:
         n_copied = copy_entries(opened, target)
-    typer.echo(f"{n_copied:,} entries read into {target.location}")
+    typer.echo(f"{n_copied:,} entries read into {target.location if store == DEFAULT else store}")
 
 
 def _existing(location: str) -> Store:

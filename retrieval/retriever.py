@@ -15,7 +15,7 @@ from kompakt.compressor.pipeline import Pipeline
 from kompakt.compressor.results import fits, join_results, joined_text
 from kompakt.compressor.text.mmr import MaximalMarginalRelevance
 from kompakt.compressor.types import Budget, Compressed, Document, Kind, Span
-from kompakt.retrieval.compressed import SegmentCompressor, as_documents
+from kompakt.retrieval.compressed import SegmentCompressor, TextRange, as_documents
 from kompakt.retrieval.corag import CostConstrainedSearch
 from kompakt.retrieval.crag import clustered_rag
 from kompakt.retrieval.encoding import embedded
@@ -94,10 +94,8 @@ class Retriever:
     def __init__(self, index: SegmentIndex, compressor: SegmentCompressor) -> None:
         self.index = index
         self.compressor = compressor
-        self._sentences = MaximalMarginalRelevance()
-        self._reader = Pipeline(
-            [self._sentences], store=compressor.pipeline.opened_store, tenant=compressor.pipeline.tenant
-        )
+        self._sentences = SentenceReader(compressor.pipeline)
+        self._reader = self._sentences.pipeline
 
     @classmethod
     def create(
@@ -177,7 +175,7 @@ class Retriever:
         report = self.index.add(items)
         segments = self.index.segments_of(document.id or "" for document in items)
         self.compressor.compress(segments)
-        self._read_ahead(segments)
+        self._sentences.read_ahead(segments)
         return report
 
     def search(
@@ -241,11 +239,26 @@ class Retriever:
         segments = {document.id or "": hit.segment for document, hit in zip(documents, hits, strict=True)}
         return Context(compressed, tuple(hits), MappingProxyType(segments))
 
-    def _read_ahead(self, segments: Sequence[Segment]) -> None:
-        """Embed the sentences, so that ``retrieve_and_compress`` need not."""
+
+class SentenceReader:
+    """Selects sentences by their vectors, which the store of a pipeline keeps.
+
+    Args:
+        pipeline: Whose store.
+
+    Attributes:
+        pipeline: What selects.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._sentences = MaximalMarginalRelevance()
+        self.pipeline = Pipeline([self._sentences], store=pipeline.opened_store, tenant=pipeline.tenant)
+
+    def read_ahead(self, segments: Sequence[TextRange]) -> None:
+        """Embed the sentences of segments, so that ``Retriever.retrieve_and_compress`` need not."""
         from kompakt.compressor.units.segment import segment as cut
 
-        artefacts = self._reader.artefacts()
+        artefacts = self.pipeline.artefacts()
         jobs = [(cut([document], artefacts=artefacts), None) for document in as_documents(segments)]
         if jobs:
             self._sentences.read_ahead_units(jobs, artefacts)

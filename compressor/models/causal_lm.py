@@ -7,13 +7,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+from cachetools import TTLCache, cached
 
 from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
-from kompakt.compressor.models.locate import model_path, recent_fingerprint
+from kompakt.compressor.models.locate import model_path, weights_fingerprint
 from kompakt.compressor.models.tokenizers import parse_tokenizer
 
 if TYPE_CHECKING:
@@ -103,7 +105,13 @@ def load_causal_lm(
         raise ConfigError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
     chosen = device or best_device()
     number_format = str(best_dtype(torch.device(chosen).type)).removeprefix("torch.") if dtype == "auto" else dtype
-    return _load(folder.absolute(), recent_fingerprint(folder), number_format, chosen)
+    return _load(folder.absolute(), weights_fingerprint(folder), number_format, chosen)
+
+
+@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
+def recent_causal_lm(name_or_path: str | os.PathLike[str]) -> CausalLM:
+    """Return what ``load_causal_lm`` returned within the last second, for calls that come by the thousand."""
+    return load_causal_lm(name_or_path)
 
 
 @functools.lru_cache(maxsize=4)

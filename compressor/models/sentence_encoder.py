@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
+
+from cachetools import TTLCache, cached
 
 from kompakt.compressor.errors import MissingExtraError, ModelError
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
-from kompakt.compressor.models.locate import model_path, recent_fingerprint
+from kompakt.compressor.models.locate import model_path, weights_fingerprint
 from kompakt.compressor.store.artefacts import Artefacts, Recipe
 from kompakt.compressor.store.codec import decode_floats, encode_floats
 
@@ -119,7 +122,13 @@ def load_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
         MissingExtraError: If torch or transformers is not installed.
     """
     folder = model_path(name)
-    return _load(folder, recent_fingerprint(folder))
+    return _load(folder, weights_fingerprint(folder))
+
+
+@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
+def recent_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
+    """Return what ``load_sentence_encoder`` returned within the last second, for calls that come by the thousand."""
+    return load_sentence_encoder(name)
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,7 +108,13 @@ def _rewrite(store: SQLiteStore) -> str:
     _remove_file(new)
     with SQLiteStore(new, max_bytes=_NO_BOUND) as copy:
         copy.create()
-        n_copied = copy_entries(store, copy) if _is_readable(store) else 0
+        if _is_readable(store):
+            # by the index of keys, then by the table: they lie on different pages
+            copy_entries(store, copy)
+            entries = store.scan()
+            while group := list(islice(entries, _ENTRIES_AT_ONCE)):
+                _copy(group, copy)
+        n_copied = copy.stats().n_entries
     store.close()
     _remove_file(old, but_itself=True)
     os.replace(old, aside)
@@ -128,25 +134,29 @@ def copy_entries(source: Store, target: Store, *, on_entries: OnEntries | None =
         StoreError: If one of them cannot be used.
     """
     n_copied = n_seen = 0
-    now = time.time()
     for keys in _groups(source):
-        by_expiry: dict[float | None, dict[bytes, bytes]] = {}
-        for key, value in zip(keys, source.get_many(keys), strict=True):
-            if value is None or not is_key(key):
-                continue
-            try:
-                expires_at = unseal(key, value).expires_at
-            except StoreError:
-                continue
-            if expires_at is None or expires_at > now:
-                by_expiry.setdefault(expires_at, {})[key] = value
-        for expires_at, items in by_expiry.items():
-            target.put_many(items, expires_at=expires_at)
-            n_copied += len(items)
+        n_copied += _copy(zip(keys, source.get_many(keys), strict=True), target)
         n_seen += len(keys)
         if on_entries:
             on_entries(n_seen)
     return n_copied
+
+
+def _copy(entries: Iterable[tuple[bytes, bytes | None]], target: Store) -> int:
+    by_expiry: dict[float | None, dict[bytes, bytes]] = {}
+    now = time.time()
+    for key, value in entries:
+        if value is None or not is_key(key):
+            continue
+        try:
+            expires_at = unseal(key, value).expires_at
+        except StoreError:
+            continue
+        if expires_at is None or expires_at > now:
+            by_expiry.setdefault(expires_at, {})[key] = value
+    for expires_at, items in by_expiry.items():
+        target.put_many(items, expires_at=expires_at)
+    return sum(map(len, by_expiry.values()))
 
 
 def export(source: Store, path: str | os.PathLike[str], *, on_entries: OnEntries | None = None) -> int:

@@ -149,6 +149,21 @@ class SQLiteStore(Store):
                     self._tell_of_damage(error)
         return iter(list(found))
 
+    def scan(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries of the table, from either end up to what cannot be read, whatever became of its index."""
+        with self._session() as connection:
+            for direction in ("ASC", "DESC"):
+                query = f"SELECT key, CAST(value AS BLOB) FROM entries NOT INDEXED ORDER BY rowid {direction}"  # noqa: S608
+                try:
+                    for key, value in connection.execute(query):
+                        if isinstance(key, bytes) and value is not None:
+                            yield key, value
+                    break
+                except sqlite3.DatabaseError as error:
+                    if not is_damage(error):
+                        raise
+                    self._tell_of_damage(error)
+
     def stats(self) -> StoreStats:
         """Return what is in it."""
         if not self._exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +62,11 @@ def recognise(connection: sqlite3.Connection, path: Path) -> None:
 def find_faults(connection: sqlite3.Connection) -> list[str]:
     """Return what is wrong with a file that can be read at all; nothing if it is whole."""
     found = [text for (text,) in connection.execute("PRAGMA integrity_check(20)") if text != "ok"]
+    parts = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(SCHEMA)
+        wrong = set(fresh.execute(parts)) - set(connection.execute(parts))
+    found.extend(f"{name} is not as it was made" for name, _ in sorted(wrong))
     counted = connection.execute("SELECT count(*), coalesce(sum(length(value)), 0) FROM entries").fetchone()
     written = totals(connection)
     if counted != written:

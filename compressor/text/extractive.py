@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from kompakt.compressor.models.sentence_encoder import SentenceEncoder, recent_sentence_encoder
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.spread import spread
@@ -76,11 +76,11 @@ class Extractive(ScoringCompressor):
         """Embed the units and queries of several requests at once."""
         texts = [unit.text for units, _ in jobs for unit in units]
         queries = [query for _, query in jobs if query]
-        load_sentence_encoder(self.model).encode([*queries, *texts], artefacts=artefacts, is_ahead=True)
+        recent_sentence_encoder(self.model).encode([*queries, *texts], artefacts=artefacts, is_ahead=True)
 
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return the fused relevance to the query, or centrality less redundancy without one."""
-        encoder = load_sentence_encoder(self.model)
+        encoder = recent_sentence_encoder(self.model)
         if query:
             relevances = fused_relevance(units, query, encoder, embedded=range(len(units)))
             return list(spread(units, relevances, query))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from kompakt.compressor.base import ScoringCompressor
 from kompakt.compressor.errors import ModelNotFoundError
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from kompakt.compressor.models.sentence_encoder import SentenceEncoder, recent_sentence_encoder
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.dedup import Dedup
@@ -85,7 +85,7 @@ class MixedCompressor(ScoringCompressor):
         if not prose_of(units):
             return None
         if not self._words_only:
-            return load_sentence_encoder(self._model)
+            return recent_sentence_encoder(self._model)
         if self.model == "auto":
             _say_once(self.note)
         return None

@@ -13,7 +13,7 @@ import numpy as np
 
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
-from kompakt.compressor.models.causal_lm import CausalLM, load_causal_lm, self_information, tokenize
+from kompakt.compressor.models.causal_lm import CausalLM, recent_causal_lm, self_information, tokenize
 from kompakt.compressor.models.locate import model_path, recent_fingerprint, weights_fingerprint
 from kompakt.compressor.models.noun_chunks import CHUNKER, load_chunker, noun_chunks, split_phrases
 from kompakt.compressor.store.artefacts import Artefacts, Recipe
@@ -99,7 +99,7 @@ class SelectiveContext(ScoringCompressor):
         """Find the phrases and read the texts of several requests at once."""
         if self.granularity == "phrase":
             _phrases(requests, artefacts, is_ahead=True)
-        recipe = information_recipe(load_causal_lm(self.model), context=self.context)
+        recipe = information_recipe(recent_causal_lm(self.model), context=self.context)
         texts = [document.text for request in requests for document in request.documents]
         artefacts.fetch(recipe, texts, is_ahead=True)
 
@@ -124,7 +124,7 @@ class SelectiveContext(ScoringCompressor):
             ModelNotFoundError: If the model is not on this machine.
         """
         del query
-        lm = load_causal_lm(self.model)
+        lm = recent_causal_lm(self.model)
         scores = np.zeros(len(units))
         members: list[list[int]] = [[] for _ in units.documents]
         for index, unit in enumerate(units):

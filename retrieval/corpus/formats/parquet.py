@@ -148,14 +148,31 @@ class _Reader:
 
 def _value(cell: Scalar, name: str) -> object:
     """Return a cell as a Python value; what Python's types cannot hold, such as nanoseconds, as text."""
-    import pyarrow as pa
-
+    if _has_nanoseconds(cell.type):
+        # with pandas installed they would be its own types, without it errors
+        return _as_text(cell)
     try:
         return cell.as_py()
     except UnicodeDecodeError as error:
         raise InputError(f"the column {name!r} is not utf-8 text: bad byte at offset {error.start}") from error
     except (ValueError, OverflowError):
-        try:
-            return cell.cast(pa.string()).as_py()
-        except (pa.ArrowException, ValueError):
-            return cell
+        return _as_text(cell)
+
+
+def _as_text(cell: Scalar) -> object:
+    import pyarrow as pa
+
+    try:
+        return cell.cast(pa.string()).as_py()
+    except (pa.ArrowException, ValueError):
+        return cell
+
+
+def _has_nanoseconds(kind: DataType) -> bool:
+    """Tell whether a type is, or contains, one that counts nanoseconds."""
+    import pyarrow as pa
+
+    if getattr(kind, "unit", "") == "ns":
+        return True
+    nested = [kind.field(index).type for index in range(kind.num_fields)]
+    return any(map(_has_nanoseconds, nested)) or (pa.types.is_dictionary(kind) and _has_nanoseconds(kind.value_type))
