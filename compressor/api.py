@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,6 +12,8 @@ from kompakt.compressor.errors import ConfigError, InputError
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, Tokenizer
 from kompakt.compressor.pipeline import OnError, Pipeline
 from kompakt.compressor.registry import load
+from kompakt.compressor.store.base import Store
+from kompakt.compressor.store.places import open_store
 from kompakt.compressor.types import Compressed, Document, DocumentLike
 
 
@@ -27,6 +30,7 @@ def compress(
     strict: bool = False,
     on_error: OnError = "pass_through",
     record: bool = False,
+    store: str | os.PathLike[str] | Store | None = None,
 ) -> Compressed:
     """Make a context smaller.
 
@@ -42,6 +46,7 @@ def compress(
         strict: Raise ``CompressionError`` where the input would be passed through.
         on_error: ``"pass_through"`` returns the input with the reason if a compressor fails; ``"raise"`` raises.
         record: Keep what each stage made of each unit, with its score, in ``decisions``.
+        store: Where what models say of texts is kept for later calls and other processes; see ``open_store``.
 
     Returns:
         The compressed context, with its outcome, counts, provenance and trace.
@@ -64,6 +69,7 @@ def compress(
         strict=strict,
         on_error=on_error,
         record=record,
+        store=store,
     )[0]
 
 
@@ -80,6 +86,7 @@ def compress_batch(
     strict: bool = False,
     on_error: OnError = "pass_through",
     record: bool = False,
+    store: str | os.PathLike[str] | Store | None = None,
 ) -> list[Compressed]:
     """Make several contexts smaller at once, each under its own budget; see ``compress``.
 
@@ -95,11 +102,12 @@ def compress_batch(
         strict: Raise ``CompressionError`` where an input would be passed through.
         on_error: What to do if a compressor fails.
         record: Keep what each stage made of each unit in ``decisions``.
+        store: Where what models say of texts is kept.
 
     Raises:
         KompaktError: As ``compress``; ``InputError`` too if there are not as many queries as contexts.
     """
-    pipeline = _as_pipeline(compressor, strict=strict, on_error=on_error, mark_omissions=mark_omissions)
+    pipeline = _as_pipeline(compressor, strict=strict, on_error=on_error, mark_omissions=mark_omissions, store=store)
     budget = pipeline.budget_for(max_tokens, keep)
     if isinstance(contexts, (str, bytes, Document)):
         raise InputError("contexts must be a list of contexts; for a single one call compress")
@@ -128,15 +136,34 @@ def _as_queries(queries: str | Iterable[str | None] | None, n: int) -> list[str 
     return listed
 
 
-def _as_pipeline(compressor: str | Compressor, *, strict: bool, on_error: OnError, mark_omissions: bool) -> Pipeline:
+def _as_pipeline(
+    compressor: str | Compressor,
+    *,
+    strict: bool,
+    on_error: OnError,
+    mark_omissions: bool,
+    store: str | os.PathLike[str] | Store | None,
+) -> Pipeline:
     if isinstance(compressor, Pipeline):
-        if strict or on_error != "pass_through":
-            raise ConfigError("strict and on_error are the pipeline's own; set them where it is made")
+        if strict or on_error != "pass_through" or store is not None:
+            raise ConfigError("strict, on_error and store are the pipeline's own; set them where it is made")
         return compressor
     loaded = _load_once(compressor) if isinstance(compressor, str) else compressor
     if not isinstance(loaded, Compressor):
         raise ConfigError(f"compressor must be a registry name, a compressor or a pipeline, got {compressor!r}")
-    return Pipeline([loaded], strict=strict, on_error=on_error, mark_omissions=mark_omissions)
+    return Pipeline([loaded], strict=strict, on_error=on_error, mark_omissions=mark_omissions, store=_opened(store))
+
+
+def _opened(store: str | os.PathLike[str] | Store | None) -> Store | None:
+    """Return the store at a location: the same for every call, since to open a file takes longer than to read it."""
+    if store is None or isinstance(store, Store):
+        return store
+    return _open_once(os.fspath(store) if isinstance(store, os.PathLike) else store)
+
+
+@lru_cache(maxsize=8)
+def _open_once(location: str) -> Store:
+    return open_store(location)
 
 
 @lru_cache(maxsize=32)

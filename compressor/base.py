@@ -9,14 +9,15 @@ import math
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal
 
 from kompakt.compressor.budget import Candidates, closures, select
 from kompakt.compressor.errors import BudgetError, InputError, ValidityError
 from kompakt.compressor.models.tokenizers import Tokenizer, load_tokenizer
 from kompakt.compressor.results import fits, from_fragments, joined_text, to_part
+from kompakt.compressor.store.artefacts import Artefacts, process_store
 from kompakt.compressor.types import (
     Budget,
     Compressed,
@@ -36,6 +37,9 @@ from kompakt.compressor.units.sentences import ProseSplitter, split_sentences, s
 from kompakt.compressor.units.unit import Layout, Units
 from kompakt.compressor.validity import check
 
+_CHARACTERS_AT_ONCE: Final = 200_000
+"""Texts whose units and artefacts exist at one time in a batch of small requests."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -51,6 +55,7 @@ class Request:
         is_soft: Whether the compressor may stop above the budget once nothing redundant is left; a later stage
             enforces it.
         record: Whether the result says what became of each unit.
+        artefacts: Where what models said of texts earlier is found.
     """
 
     documents: tuple[Document, ...]
@@ -61,6 +66,7 @@ class Request:
     mark_omissions: bool = False
     is_soft: bool = False
     record: bool = False
+    artefacts: Artefacts = field(default_factory=Artefacts, repr=False, compare=False)
 
 
 class Compressor(ABC):
@@ -79,7 +85,7 @@ class Compressor(ABC):
     name: ClassVar[str]
     emits: ClassVar[Form] = "text"
     locality: ClassVar[Literal["segment", "sequential", "global"]] = "global"
-    uses_query: ClassVar[bool] = True
+    uses_query: bool = True
     removes: ClassVar[Literal["redundancy", "content"]] = "content"
 
     @property
@@ -106,8 +112,9 @@ class Compressor(ABC):
         return ""
 
     def forget(self) -> None:
-        """Empty what is remembered of earlier calls: for measurements, and to give memory back."""
+        """Empty what this process remembers of earlier calls: for measurements, and to give memory back."""
         forget()
+        process_store().clear()
 
     @abstractmethod
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
@@ -197,31 +204,77 @@ class ScoringCompressor(Compressor):
         """Return how running text is cut; by default into sentences."""
         return split_sentences
 
+    def read_ahead(self, requests: Sequence[Request], artefacts: Artefacts) -> None:
+        """Ask a model about the texts of several requests at once, before they are cut into units.
+
+        What it says is left in ``artefacts``, where ``prose_splitter`` and ``score`` then find it. By default nothing
+        is asked.
+
+        Args:
+            requests: Requests that exceed their budgets.
+            artefacts: Where theirs are kept, to be called with ``is_ahead=True``.
+        """
+
+    def read_ahead_units(self, jobs: Sequence[tuple[Units, str | None]], artefacts: Artefacts) -> None:
+        """Ask a model about the units of several requests at once; see ``read_ahead``.
+
+        Args:
+            jobs: The units and the query of each request.
+            artefacts: Where theirs are kept.
+        """
+
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         """Compress several requests; see ``Compressor.compress_batch``."""
-        return [self._compress(request) for request in requests]
-
-    def _compress(self, request: Request) -> Compressed:
-        began = time.perf_counter()
-        tokens_before = request.tokenizer.count(joined_text(request.documents))
-        max_tokens = request.budget.resolve(tokens_before)
-        if tokens_before <= max_tokens:
-            return fits(request.documents, tokens_before, self.name, time.perf_counter() - began)
-        if max_tokens < 1:
-            raise BudgetError(
-                f"keep={request.budget.keep} of {tokens_before} tokens leaves no token; raise keep or give max_tokens"
+        results: list[Compressed] = []
+        for group in _groups(requests):
+            views = Artefacts.together([request.artefacts for request in group])
+            results += self._compress_group(
+                [dataclasses.replace(request, artefacts=view) for request, view in zip(group, views, strict=True)]
             )
-        fragments, decisions = self._select(request, tokens_before, max_tokens)
-        result = from_fragments(request.documents, fragments, request.tokenizer, tokens_before)
+        return results
+
+    def _compress_group(self, requests: Sequence[Request]) -> list[Compressed]:
+        began = time.perf_counter()
+        jobs = [_open(request) for request in requests]
+        too_long = [job for job in jobs if job.tokens_before > job.max_tokens]
+        if len(too_long) > 1:
+            for artefacts, members in _by_store(too_long):
+                self.read_ahead([job.request for job in members], artefacts)
+        cut = {id(job): self._cut(job.request) for job in too_long}
+        if len(too_long) > 1:
+            for artefacts, members in _by_store(too_long):
+                self.read_ahead_units([(cut[id(job)], job.request.query) for job in members], artefacts)
+        # what was done for all is shared out evenly
+        seconds = (time.perf_counter() - began) / max(1, len(requests))
+        return [
+            self._compress(job, cut[id(job)], seconds)
+            if id(job) in cut
+            else fits(job.request.documents, job.tokens_before, self.name, seconds)
+            for job in jobs
+        ]
+
+    def _cut(self, request: Request) -> Units:
+        return segment(request.documents, prose=self.prose_splitter(request), artefacts=request.artefacts)
+
+    def _compress(self, job: Job, units: Units, seconds: float) -> Compressed:
+        began = time.perf_counter()
+        request = job.request
+        fragments, decisions = self._select(job, units)
+        result = from_fragments(request.documents, fragments, request.tokenizer, job.tokens_before)
         check(result)
-        trace = StageTrace(self.name, time.perf_counter() - began, tokens_before, result.tokens_after, note=self.note)
+        trace = StageTrace(
+            self.name,
+            seconds + time.perf_counter() - began,
+            job.tokens_before,
+            result.tokens_after,
+            request.artefacts.hits,
+            request.artefacts.misses,
+            self.note,
+        )
         return dataclasses.replace(result, trace=(trace,), decisions=decisions)
 
-    def _select(
-        self, request: Request, tokens_before: int, max_tokens: int
-    ) -> tuple[list[list[Fragment]], tuple[Decision, ...]]:
-        job = Job(request, tokens_before, max_tokens)
-        units = segment(request.documents, prose=self.prose_splitter(request))
+    def _select(self, job: Job, units: Units) -> tuple[list[list[Fragment]], tuple[Decision, ...]]:
+        request = job.request
         scores = [float(score) for score in self.score(units, request.query)]
         if len(scores) != len(units) or not all(map(math.isfinite, scores)):
             raise ValidityError(
@@ -239,8 +292,8 @@ class ScoringCompressor(Compressor):
             fragments = job.write(words, kept)
         if not any(fragments):
             raise BudgetError(
-                f"{max_tokens} tokens hold not even the smallest piece of the input that can stand alone; "
-                f"the input has {tokens_before} tokens"
+                f"{job.max_tokens} tokens hold not even the smallest piece of the input that can stand alone; "
+                f"the input has {job.tokens_before} tokens"
             )
         return fragments, _decisions(self.name, units, scores, kept) if request.record else ()
 
@@ -290,6 +343,48 @@ class Job:
     def write(self, units: Units, kept: frozenset[int]) -> list[list[Fragment]]:
         """Return the kept units of each document as text."""
         return render(units, kept, mark_omissions=self.request.mark_omissions)
+
+
+def _open(request: Request) -> Job:
+    """Resolve a request's budget.
+
+    Raises:
+        BudgetError: If it leaves no token.
+    """
+    tokens_before = request.tokenizer.count(joined_text(request.documents))
+    max_tokens = request.budget.resolve(tokens_before)
+    if max_tokens < 1 <= tokens_before:
+        raise BudgetError(
+            f"keep={request.budget.keep} of {tokens_before} tokens leaves no token; raise keep or give max_tokens"
+        )
+    return Job(request, tokens_before, max_tokens)
+
+
+def _groups(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Cut requests into groups that are read at once, so that memory stays bounded however many there are."""
+    group: list[Request] = []
+    n_characters = 0
+    for request in requests:
+        size = sum(len(document.text) for document in request.documents)
+        if group and n_characters + size > _CHARACTERS_AT_ONCE:
+            yield group
+            group, n_characters = [], 0
+        group.append(request)
+        n_characters += size
+    if group:
+        yield group
+
+
+def _by_store(jobs: Sequence[Job]) -> list[tuple[Artefacts, list[Job]]]:
+    groups: list[tuple[Artefacts, list[Job]]] = []
+    for job in jobs:
+        artefacts = job.request.artefacts
+        known = next((members for first, members in groups if first.is_shared_with(artefacts)), None)
+        if known is None:
+            groups.append((artefacts, [job]))
+        else:
+            known.append(job)
+    return groups
 
 
 def _owners(words: Units, units: Units) -> list[int]:

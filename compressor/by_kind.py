@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kompakt.compressor.base import Request
-from kompakt.compressor.results import by_document, fits, from_fragments, joined_text, whole
+from kompakt.compressor.results import fits, join_results, joined_text
 from kompakt.compressor.types import Budget, Compressed, Document, Kind, Outcome, Status
 from kompakt.compressor.units.segment import recognise
 from kompakt.compressor.validity import check
@@ -39,19 +39,10 @@ def join_kinds(request: Request, results: Mapping[Kind, Compressed], stage: str)
     if not compressed:
         made = fits(request.documents, tokens_before, stage, 0.0)
         return replace(made, outcome=Outcome(Status.PASSED_THROUGH, reasons)) if reasons else made
-    pieces = {name: kept for result in compressed.values() for name, kept in by_document(result).items()}
-    fragments = [
-        pieces.get(document.id or "", []) if kind in compressed else [whole(document)]
-        for document, kind in zip(request.documents, _kinds(request), strict=True)
-    ]
-    joined = from_fragments(request.documents, fragments, request.tokenizer, tokens_before)
+    joined = join_results(request.documents, list(compressed.values()), request.tokenizer)
     check(joined)
-    return replace(
-        joined,
-        outcome=Outcome(Status.COMPRESSED, reasons),
-        trace=tuple(trace for result in results.values() for trace in result.trace),
-        decisions=tuple(decision for result in results.values() for decision in result.decisions),
-    )
+    trace = tuple(trace for result in results.values() for trace in result.trace)
+    return replace(joined, outcome=Outcome(Status.COMPRESSED, reasons), trace=trace)
 
 
 def _kinds(request: Request) -> list[Kind]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from kompakt.compressor import cli_input, cli_render
 from kompakt.compressor.cli_calibrate import calibrate_command
@@ -27,16 +30,63 @@ from kompakt.compressor.cli_options import (
     check_budget,
     named_compressor,
 )
-from kompakt.compressor.errors import InputError, KompaktError
+from kompakt.compressor.cli_store import store_app
+from kompakt.compressor.errors import ConfigError, InputError, KompaktError
 
 if TYPE_CHECKING:
-    pass
+    from typer._click import Command, Context
+
+GROUP: Final = "kompakt.commands"
+"""Entry points that name a Typer app with further commands."""
 
 _USAGE, _UNEXPECTED, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
 
-app = typer.Typer(name="kompakt", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+@cache
+def _entries() -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+class _Commands(TyperGroup):
+    """The commands of this file, and those of other packages, which are loaded when they are called or listed."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        own = super().list_commands(ctx)
+        return [*own, *sorted(name for name in _entries() if name not in own)]
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        # a plug-in cannot take the place of a command of ours
+        own = super().get_command(ctx, cmd_name)
+        entry = _entries().get(cmd_name) if own is None else None
+        return own if entry is None else _loaded(entry)
+
+
+def _loaded(entry: EntryPoint) -> Command:
+    """Return the command of an entry point or, if it is broken, one that says so: the list must still be shown."""
+    try:
+        return typer.main.get_command(entry.load())
+    except Exception as error:  # other people's modules fail in any way
+        reason = f"cannot be loaded from {entry.value}: {type(error).__name__}: {error}"
+    stand_in = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @stand_in.command(
+        entry.name,
+        help=cli_render.one_line(reason),
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def fail() -> None:
+        raise ConfigError(f"the command {entry.name} {reason}")
+
+    return typer.main.get_command(stand_in)
+
+
+app = typer.Typer(
+    name="kompakt", cls=_Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 models_app = typer.Typer(help="List, pull and find the named models.", rich_markup_mode=None)
 app.add_typer(models_app, name="models")
+app.add_typer(store_app, name="store")
 app.command("inspect")(inspect_command)
 app.command("eval")(evaluate_command)
 app.command("calibrate")(calibrate_command)

@@ -23,6 +23,8 @@ _PIPELINE_TYPES: Final[Mapping[str, type]] = {
     "on_error": str,
     "mark_omissions": bool,
     "keep": dict,
+    "store": str,
+    "tenant": str,
     "stages": list,
 }
 _STAGE_TYPES: Final[Mapping[str, type]] = {"compressor": str, "share": float, "options": dict}
@@ -98,6 +100,12 @@ def write_pipeline(pipeline: Pipeline) -> str:
     data |= {"strict": pipeline.strict, "on_error": pipeline.on_error, "mark_omissions": pipeline.mark_omissions}
     if pipeline.budget is not None and pipeline.budget.by_kind:
         data["keep"] = {kind.value: keep for kind, keep in pipeline.budget.by_kind.items()}
+    if pipeline.store is not None:
+        if not isinstance(pipeline.store, (str, os.PathLike)):
+            raise ConfigError(f"store {pipeline.store!r} has no name; give the pipeline a path or a URL")
+        data["store"] = os.fspath(pipeline.store)
+    if pipeline.tenant:
+        data["tenant"] = pipeline.tenant
     data["stages"] = [_stage_table(stage) for stage in pipeline.stages]
     return tomli_w.dumps(data)
 

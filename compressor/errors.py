@@ -10,6 +10,7 @@
     │   ├── ModelNotFoundError     it is not on this machine; the message names the pull command
     │   └── DownloadError          pulling it failed, or what arrived is not what was pinned
     ├── BackendError           a model behind an adapter cannot be reached, or failed
+    ├── StoreError             a store or an index cannot be used, or an entry is damaged
     ├── MissingExtraError      an optional dependency is absent; the message names the pip command
     ├── ValidityError          an output broke a promise and was withheld
     └── CompressionError       ``strict=True`` and a request could not be compressed
@@ -48,6 +49,10 @@ class DownloadError(ModelError):
 
 class BackendError(KompaktError):
     """A model behind an adapter cannot be reached, or failed."""
+
+
+class StoreError(KompaktError):
+    """A store or an index cannot be used, or an entry of it is damaged."""
 
 
 class MissingExtraError(KompaktError, ImportError):

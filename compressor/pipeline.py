@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,10 @@ from kompakt.compressor.errors import (
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, Tokenizer
 from kompakt.compressor.registry import load
 from kompakt.compressor.results import fits, joined_text, traced_back, unchanged
+from kompakt.compressor.store.artefacts import Artefacts
+from kompakt.compressor.store.base import Store
+from kompakt.compressor.store.places import open_store
+from kompakt.compressor.store.segments import DecodedSegments, compress_each
 from kompakt.compressor.types import WHOLE_KINDS, Budget, Compressed, DocumentLike, Kind, Outcome, State, Status
 from kompakt.compressor.validity import check
 
@@ -68,6 +73,9 @@ class Pipeline(Compressor):
         mark_omissions: Write a mark wherever prose, log lines or table rows are left out.
         keep: The fraction of tokens that may remain of each kind of document, for calls that give no budget;
             documents of other kinds then stay whole.
+        store: Where what models say of texts, and compressed segments, are kept for later calls and other processes:
+            ``"default"``, a path, a Redis URL or a store; see ``open_store``. Without one, this process's memory.
+        tenant: Whose texts are compressed; tenants of one store never find each other's artefacts.
 
     Raises:
         ConfigError: If a stage or an option is wrong.
@@ -85,6 +93,8 @@ class Pipeline(Compressor):
         on_error: OnError = "pass_through",
         mark_omissions: bool = False,
         keep: Mapping[Kind, float] | Mapping[str, float] | None = None,
+        store: str | os.PathLike[str] | Store | None = None,
+        tenant: str = "",
     ) -> None:
         if isinstance(stages, (str, Compressor, Stage)) or not stages:
             raise ConfigError(f"stages must be a list of at least one compressor, got {stages!r}")
@@ -99,6 +109,11 @@ class Pipeline(Compressor):
         self.on_error = on_error
         self.mark_omissions = mark_omissions
         self.budget = None if keep is None else _budget_by_kind(keep)
+        self.store = store
+        self.tenant = tenant
+        self._store = None if store is None else open_store(store)
+        self.decoded = DecodedSegments()
+        self.uses_query = any(stage.compressor.uses_query for stage in self.stages)
 
     @property
     def options(self) -> dict[str, object]:
@@ -110,9 +125,23 @@ class Pipeline(Compressor):
         }
 
     def forget(self) -> None:
-        """Empty what the stages remember of earlier calls."""
+        """Empty what the stages remember of earlier calls; what is in the store stays there."""
         for stage in self.stages:
             stage.compressor.forget()
+
+    def close(self) -> None:
+        """Give back the store's file or connections; the next call opens them again."""
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def opened_store(self) -> Store | None:
+        """The store that ``store`` names, or None for the memory of this process."""
+        return self._store
+
+    def artefacts(self) -> Artefacts:
+        """Return where this pipeline keeps what models say of texts, with counts at zero."""
+        return Artefacts(self._store, tenant=self.tenant)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
@@ -146,7 +175,48 @@ class Pipeline(Compressor):
         state: State | None = None,
     ) -> Compressed:
         """Compress one context; see ``Compressor.compress``. Without ``tokenizer`` the pipeline's own counts."""
-        request = make_request(
+        return self.compress_batch([self._request(documents, query, max_tokens, keep, tokenizer, state)])[0]
+
+    def compress_each(
+        self,
+        documents: DocumentLike | Sequence[DocumentLike],
+        *,
+        query: str | None = None,
+        max_tokens: int | None = None,
+        keep: float | None = None,
+        tokenizer: str | Tokenizer | None = None,
+    ) -> list[Compressed]:
+        """Compress each document on its own, under a budget of its own, and keep the results in the store.
+
+        A document that was compressed before is looked up, whatever its id and wherever it stands now. Without a
+        query the results serve any later question. A document that is too small for its budget passes through.
+
+        Args:
+            documents: The documents; texts stand for documents.
+            query: The question that the results are for; it limits their reuse to that question.
+            max_tokens: The most tokens that may remain of each document.
+            keep: The fraction of tokens that may remain of each; give this or ``max_tokens``.
+            tokenizer: Whose tokens are counted; the pipeline's own without one.
+
+        Returns:
+            One result a document, in order; its last trace entry says whether it was found.
+
+        Raises:
+            KompaktError: If documents, budget or configuration are at fault.
+        """
+        like = self._request(documents, query, max_tokens, keep, tokenizer, None)
+        return compress_each(self, replace(like, artefacts=self.artefacts()), decoded=self.decoded)
+
+    def _request(
+        self,
+        documents: DocumentLike | Sequence[DocumentLike],
+        query: str | None,
+        max_tokens: int | None,
+        keep: float | None,
+        tokenizer: str | Tokenizer | None,
+        state: State | None,
+    ) -> Request:
+        return make_request(
             documents,
             query=query,
             budget=self.budget_for(max_tokens, keep),
@@ -154,7 +224,6 @@ class Pipeline(Compressor):
             state=state,
             mark_omissions=self.mark_omissions,
         )
-        return self.compress_batch([request])[0]
 
     def budget_for(self, max_tokens: int | None, keep: float | None) -> Budget:
         """Return the budget that a call gave, or the pipeline's own if it gave none.
@@ -176,6 +245,8 @@ class Pipeline(Compressor):
             CompressionError: If ``strict`` and a stage failed.
             KompaktError: If the configuration is at fault: a missing model, extra or option.
         """
+        if self._store is not None:
+            requests = [replace(request, artefacts=self.artefacts()) for request in requests]
         plain = iter(self._compress_batch([request for request in requests if not request.budget.by_kind]))
         return [self._by_kind(request) if request.budget.by_kind else next(plain) for request in requests]
 

@@ -21,6 +21,7 @@ BUILTIN: Final = {
     "default": "kompakt.compressor.text.default:Default",
     "extractive": "kompakt.compressor.text.extractive:Extractive",
     "lexical": "kompakt.compressor.text.lexical:Lexical",
+    "mmr": "kompakt.compressor.text.mmr:MaximalMarginalRelevance",
     "selective-context": "kompakt.compressor.text.selective_context:SelectiveContext",
     "structured": "kompakt.compressor.text.structured:Structured",
 }

@@ -179,6 +179,25 @@ def by_document(result: Compressed) -> dict[str, list[Fragment]]:
     return pieces
 
 
+def join_results(sources: Sequence[Document], results: Sequence[Compressed], tokenizer: Tokenizer) -> Compressed:
+    """Return what became of several documents, each of which is in at most one result, as one.
+
+    Args:
+        sources: The documents, in the order in which they are joined; those that no result is of stay whole.
+        results: What became of the others.
+        tokenizer: Whose tokens are counted.
+    """
+    pieces = {name: kept for result in results for name, kept in by_document(result).items()}
+    treated = {source.id for result in results for source in result.sources}
+    fragments = [pieces.get(source.id or "", []) if source.id in treated else [whole(source)] for source in sources]
+    joined = from_fragments(sources, fragments, tokenizer, tokenizer.count(joined_text(sources)))
+    return replace(
+        joined,
+        trace=tuple(trace for result in results for trace in result.trace),
+        decisions=tuple(decision for result in results for decision in result.decisions),
+    )
+
+
 def _origins(result: Compressed) -> dict[str, _Origin]:
     """Return where each of a result's documents comes from."""
     return {

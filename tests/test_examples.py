@@ -11,12 +11,13 @@ from kompakt.compressor.types import Document
 from kompakt.compressor.units.segment import recognise
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OFFLINE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
+NEED_MODELS = ("demo.py", "rag.py")
+OFFLINE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in NEED_MODELS)
 
 
-def run(name, folder, **environment):
+def run(name, folder, *arguments, **environment):
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
+        [sys.executable, str(EXAMPLES / name), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", **environment},
         capture_output=True,
@@ -38,6 +39,17 @@ def test_runs_without_any_model(name, tmp_path, empty_cache):
 @pytest.mark.parametrize("name", OFFLINE)
 def test_runs_with_models(name, tmp_path):
     assert run(name, tmp_path)
+
+
+@pytest.mark.models
+def test_rag_keeps_the_answer_cites_it_and_knows_the_documents_again(tmp_path):
+    out = run("rag.py", tmp_path, "--index", str(tmp_path / "index"))
+    assert "4 documents added" in out
+    text = (EXAMPLES / "data" / "handbook.md").read_text(encoding="utf-8")
+    (line,) = (line for line in out.splitlines() if "Ines Marquardt, head of payments" in line)
+    start, end = map(int, line.partition("[")[2].partition("]")[0].split(":"))
+    assert "Ines Marquardt" in text[start:end]
+    assert "0 documents added, 4 known" in run("rag.py", tmp_path, "--index", str(tmp_path / "index"))
 
 
 @pytest.mark.models

@@ -21,7 +21,7 @@ class Full(Compressor):
     """The whole context, whatever the budget."""
 
     name: ClassVar[str] = "full"
-    uses_query: ClassVar[bool] = False
+    uses_query = False
 
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         """Return each input as it came."""
@@ -35,7 +35,7 @@ class Nothing(Compressor):
     """No context at all: what the reader knows by itself."""
 
     name: ClassVar[str] = "none"
-    uses_query: ClassVar[bool] = False
+    uses_query = False
 
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         """Return results without a part."""
@@ -60,7 +60,7 @@ class Truncation(Compressor):
     """
 
     name: ClassVar[str] = "truncate"
-    uses_query: ClassVar[bool] = False
+    uses_query = False
 
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         """Return head and tail of each context."""
@@ -117,7 +117,7 @@ class RandomUnits(ScoringCompressor):
     seed: int = 0
 
     name: ClassVar[str] = "random"
-    uses_query: ClassVar[bool] = False
+    uses_query = False
 
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return a number from 0 to 1 for each unit, the same for the same texts."""

@@ -11,6 +11,9 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+
+from cachetools import TTLCache, cached
 
 from kompakt.compressor.errors import ModelNotFoundError
 from kompakt.compressor.models.catalog import CATALOG, ModelSpec
@@ -20,6 +23,7 @@ RECORD_FILE = "kompakt.json"
 
 _FINGERPRINT_FILE = ".kompakt-fingerprint.json"
 _FINGERPRINT_SCHEMA = 1
+_SECONDS_BETWEEN_LOOKS = 1.0
 _NOT_CONTENT = ("readme", "license", "licence", "licenses", "notice")
 
 
@@ -38,14 +42,19 @@ class InstalledModel:
     n_bytes: int
 
 
-def cache_root() -> Path:
-    """Return the folder of pulled models: ``models`` in ``$KOMPAKT_CACHE``, or in the user's cache folder."""
+def user_cache() -> Path:
+    """Return where kompakt keeps files: ``$KOMPAKT_CACHE``, or its folder in the user's cache folder."""
     override = os.environ.get("KOMPAKT_CACHE")
     if override:
-        return Path(os.path.expanduser(override)) / "models"
+        return Path(os.path.expanduser(override))
     from platformdirs import user_cache_dir
 
-    return Path(user_cache_dir("kompakt", appauthor=False)) / "models"
+    return Path(user_cache_dir("kompakt", appauthor=False))
+
+
+def cache_root() -> Path:
+    """Return the folder of pulled models."""
+    return user_cache() / "models"
 
 
 def cached_path(spec: ModelSpec) -> Path:
@@ -142,6 +151,12 @@ def weights_fingerprint(folder: str | os.PathLike[str]) -> str:
         _write_known(root, entries)
     lines = "".join(f"{name}\0{entry[2]}\n" for name, entry in sorted(entries.items()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@cached(TTLCache(maxsize=64, ttl=_SECONDS_BETWEEN_LOOKS), lock=Lock())
+def recent_fingerprint(folder: str | os.PathLike[str]) -> str:
+    """Return what ``weights_fingerprint`` returned within the last second, for calls that come by the thousand."""
+    return weights_fingerprint(folder)
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import regex
 
 from kompakt.compressor.errors import MissingExtraError, ModelError
-from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.locate import model_path, recent_fingerprint
 from kompakt.compressor.units.sentences import Range, split_sentences, split_words, tile
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_chunker() -> Language:
         ModelError: If its folder is broken.
     """
     folder = model_path(CHUNKER)
-    return _load(folder.absolute(), weights_fingerprint(folder))
+    return _load(folder.absolute(), recent_fingerprint(folder))
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
-from weakref import ref
+
+from cachetools import TTLCache, cached
 
 from kompakt.compressor.errors import MissingExtraError, ModelError
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.store.artefacts import Artefacts, Recipe
+from kompakt.compressor.store.codec import decode_floats, encode_floats
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from cachetools import LRUCache
     from tokenizers import Encoding, Tokenizer
 
 _TOKENS_PER_BATCH: Final = 512
 """Padded tokens a forward pass on a CPU: measured fastest there; more only adds padding."""
 _TOKENS_PER_GPU_BATCH: Final = 32_768
-_CACHE_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,34 @@ class SentenceEncoder:
     model: torch.nn.Module
     tokenizer: Tokenizer
     pooling: str = "mean"
-    _cache: LRUCache[bytes, np.ndarray] = field(default_factory=lambda: _new_cache(), repr=False)
-    _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return one unit vector a text, as float32 ``[N, D]``; vectors of texts seen lately come from memory.
+    def encode(
+        self, texts: Sequence[str], *, artefacts: Artefacts | None = None, is_ahead: bool = False
+    ) -> np.ndarray:
+        """Return one unit vector a text, as float32 ``[N, D]``.
 
         Texts longer than the model's window are judged by their beginning.
+
+        Args:
+            texts: The texts.
+            artefacts: Where vectors made earlier are found; the memory of this process without one.
+            is_ahead: Whether this call only prepares others; see ``Artefacts.fetch``.
         """
         import numpy as np
 
-        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
-        with self._lock:
-            found = {key: self._cache[key] for key in dict.fromkeys(keys) if key in self._cache}
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
-        if missing:
-            found.update(zip(missing, self._forward(list(missing.values())), strict=True))
-            with self._lock:
-                self._cache.update({key: found[key] for key in missing})
+        found = (artefacts or Artefacts()).fetch(self._recipe(), texts, is_ahead=is_ahead)
         width = int(getattr(self.model.config, "hidden_size", 0))
-        return np.stack([found[key] for key in keys]) if keys else np.zeros((0, width), dtype=np.float32)
+        return np.stack(found) if found else np.zeros((0, width), dtype=np.float32)
 
-    def forget(self) -> None:
-        """Empty the cache of embeddings."""
-        with self._lock:
-            self._cache.clear()
+    def _recipe(self) -> Recipe[np.ndarray]:
+        parameter = next(self.model.parameters())
+        identity = ["embedding", self.fingerprint, self.pooling, str(parameter.dtype), parameter.device.type]
+        return Recipe(identity, self._forward, encode_floats, decode_floats)
 
-    def _forward(self, texts: Sequence[str]) -> np.ndarray:
+    def _forward(self, texts: list[str]) -> np.ndarray:
         import torch
 
-        encodings = self.tokenizer.encode_batch(list(texts))
+        encodings = self.tokenizer.encode_batch(texts)
         device = next(self.model.parameters()).device
         limit = _TOKENS_PER_BATCH if device.type == "cpu" else _TOKENS_PER_GPU_BATCH
         vectors: torch.Tensor | None = None
@@ -127,6 +125,12 @@ def load_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
     return _load(folder, weights_fingerprint(folder))
 
 
+@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
+def recent_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
+    """Return what ``load_sentence_encoder`` returned within the last second, for calls that come by the thousand."""
+    return load_sentence_encoder(name)
+
+
 @lru_cache(maxsize=4)
 def _load(folder: Path, fingerprint: str) -> SentenceEncoder:
     try:
@@ -150,20 +154,7 @@ def _load(folder: Path, fingerprint: str) -> SentenceEncoder:
         raise ModelError(f"{folder} cannot be read as a sentence encoder: {error}") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(_window(folder, model))
-    encoder = SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, _pooling(folder))
-    _loaded.append(ref(encoder))
-    return encoder
-
-
-_loaded: Final[list[ref[SentenceEncoder]]] = []
-
-
-def forget_embeddings() -> None:
-    """Empty the caches of all encoders that are loaded; loads none."""
-    for known in _loaded:
-        encoder = known()
-        if encoder is not None:
-            encoder.forget()
+    return SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, _pooling(folder))
 
 
 def _window(folder: Path, model: Any) -> int:  # noqa: ANN401 (transformers types its models loosely)
@@ -181,9 +172,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     loaded = json.loads(path.read_text(encoding="utf-8"))
     return loaded if isinstance(loaded, dict) else {}
-
-
-def _new_cache() -> LRUCache[bytes, np.ndarray]:
-    from cachetools import LRUCache
-
-    return LRUCache(_CACHE_BYTES, getsizeof=lambda vector: int(vector.nbytes) + 200)

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar
 
-from kompakt.compressor.base import ScoringCompressor
-from kompakt.compressor.errors import ModelNotFoundError
-from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.models.sentence_encoder import SentenceEncoder, forget_embeddings, load_sentence_encoder
-from kompakt.compressor.text.bm25 import relevance
-from kompakt.compressor.text.dedup import Dedup
-from kompakt.compressor.text.extractive import centrality_less_redundancy, fused_relevance
-from kompakt.compressor.text.spread import spread
-from kompakt.compressor.text.structured import structure_bonus
-from kompakt.compressor.types import Kind
-from kompakt.compressor.units.unit import Units
-
-if TYPE_CHECKING:
-    import numpy as np
-
-_LOG = logging.getLogger(__name__)
-_AUTOMATIC: Final = "minilm-l6"
-_REPEAT: Final = 0.1
-"""What is left of the relevance of a unit that repeats an earlier one."""
+from kompakt.compressor.text.mixed import MixedCompressor
 
 
 @dataclass(frozen=True)
-class Default(ScoringCompressor):
+class Default(MixedCompressor):
     """Prose as ``extractive`` ranks it, JSON, code, logs and tables as ``structured`` does, repeats last.
 
     Where the sentence encoder is not on this machine, prose is ranked by its words alone, as ``lexical`` does; the
@@ -42,89 +20,4 @@ class Default(ScoringCompressor):
             not, ``"none"`` always takes words.
     """
 
-    model: str = "auto"
-
     name: ClassVar[str] = "default"
-
-    @property
-    def weights_fingerprint(self) -> str:
-        """SHA-256 of the sentence encoder's files; empty where words alone decide."""
-        return "" if self._words_only else weights_fingerprint(model_path(self._model))
-
-    @property
-    def note(self) -> str:
-        """Why prose is ranked by its words alone, if it is."""
-        if not self._words_only:
-            return ""
-        return "prose ranked by words alone: " + ("as asked" if self.model == "none" else _missing() or "")
-
-    @property
-    def _model(self) -> str:
-        return _AUTOMATIC if self.model == "auto" else self.model
-
-    @property
-    def _words_only(self) -> bool:
-        return self.model == "none" or (self.model == "auto" and _missing() is not None)
-
-    def forget(self) -> None:
-        """Empty the cache of embeddings, which all compressors of this process share."""
-        super().forget()
-        forget_embeddings()
-
-    def score(self, units: Units, query: str | None) -> Sequence[float]:
-        """Return relevance from 0 to 1, plus what a unit's place in structured content is worth."""
-        import numpy as np
-
-        prose = [index for index, unit in enumerate(units) if unit.kind is Kind.PROSE]
-        encoder = self._encoder() if prose else None
-        if query:
-            scores = spread(units, _relevance(units, query, encoder, prose), query)
-        else:
-            scores = _importance(units, encoder, prose)
-        scores = scores + np.array(structure_bonus(units, query))
-        repeats = list(Dedup().repeats(units))
-        scores[repeats] *= _REPEAT
-        return list(scores)
-
-    def _encoder(self) -> SentenceEncoder | None:
-        if not self._words_only:
-            return load_sentence_encoder(self._model)
-        if self.model == "auto":
-            _say_once(self.note)
-        return None
-
-
-def _relevance(units: Units, query: str, encoder: SentenceEncoder | None, prose: Sequence[int]) -> np.ndarray:
-    import numpy as np
-
-    if encoder is None:
-        return np.array(relevance(units, query))
-    return fused_relevance(units, query, encoder, embedded=prose)
-
-
-def _importance(units: Units, encoder: SentenceEncoder | None, prose: Sequence[int]) -> np.ndarray:
-    import numpy as np
-
-    scores = np.array(relevance(units, None))
-    if encoder is not None:
-        vectors = encoder.encode([units[index].text for index in prose])
-        central = centrality_less_redundancy([units[index].document for index in prose], vectors)
-        lowest, highest = central.min(), central.max()
-        scores[list(prose)] = (central - lowest) / max(float(highest - lowest), 1e-9)
-    return scores
-
-
-def _missing() -> str | None:
-    """Return what keeps the automatic sentence encoder from being used, or None."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        return "for sentence embeddings, pip install 'kompakt[local]'"
-    try:
-        model_path(_AUTOMATIC)
-    except ModelNotFoundError as error:
-        return str(error)
-    return None
-
-
-@cache
-def _say_once(message: str) -> None:
-    _LOG.warning(message)

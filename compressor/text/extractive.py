@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.models.sentence_encoder import SentenceEncoder, forget_embeddings, load_sentence_encoder
+from kompakt.compressor.models.sentence_encoder import SentenceEncoder, recent_sentence_encoder
+from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.text.bm25 import relevance
 from kompakt.compressor.text.spread import spread
 from kompakt.compressor.units.sentences import ProseSplitter, pack_chunks, split_sentences
@@ -59,11 +60,6 @@ class Extractive(ScoringCompressor):
         """SHA-256 of the sentence encoder's files."""
         return weights_fingerprint(model_path(self.model))
 
-    def forget(self) -> None:
-        """Empty the cache of embeddings, which all compressors of this process share."""
-        super().forget()
-        forget_embeddings()
-
     def prose_splitter(self, request: Request) -> ProseSplitter:
         """Return the sentence splitter, or one that packs sentences into chunks."""
         if self.granularity == "sentence":
@@ -76,13 +72,19 @@ class Extractive(ScoringCompressor):
 
         return split_chunks
 
+    def read_ahead_units(self, jobs: Sequence[tuple[Units, str | None]], artefacts: Artefacts) -> None:
+        """Embed the units and queries of several requests at once."""
+        texts = [unit.text for units, _ in jobs for unit in units]
+        queries = [query for _, query in jobs if query]
+        recent_sentence_encoder(self.model).encode([*queries, *texts], artefacts=artefacts, is_ahead=True)
+
     def score(self, units: Units, query: str | None) -> Sequence[float]:
         """Return the fused relevance to the query, or centrality less redundancy without one."""
-        encoder = load_sentence_encoder(self.model)
+        encoder = recent_sentence_encoder(self.model)
         if query:
             relevances = fused_relevance(units, query, encoder, embedded=range(len(units)))
             return list(spread(units, relevances, query))
-        vectors = encoder.encode([unit.text for unit in units])
+        vectors = encoder.encode([unit.text for unit in units], artefacts=units.artefacts)
         return list(centrality_less_redundancy([unit.document for unit in units], vectors))
 
 
@@ -100,7 +102,8 @@ def fused_relevance(units: Units, query: str, encoder: SentenceEncoder, *, embed
     scores = np.array(relevance(units, query))
     if embedded:
         chosen = list(embedded)
-        vectors = encoder.encode([query, *(units[index].text for index in chosen)])
+        texts = [query, *(units[index].text for index in chosen)]
+        vectors = encoder.encode(texts, artefacts=units.artefacts)
         cosine = np.clip(vectors[1:] @ vectors[0], 0.0, 1.0)
         scores[chosen] = _LEXICAL * scores[chosen] + (1 - _LEXICAL) * cosine / max(float(cosine.max()), _NOISE)
     return scores

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, get_args
 
 import numpy as np
-from cachetools import LRUCache
 
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
-from kompakt.compressor.models.causal_lm import CausalLM, load_causal_lm, self_information, tokenize
-from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.causal_lm import CausalLM, recent_causal_lm, self_information, tokenize
+from kompakt.compressor.models.locate import model_path, recent_fingerprint, weights_fingerprint
 from kompakt.compressor.models.noun_chunks import CHUNKER, load_chunker, noun_chunks, split_phrases
+from kompakt.compressor.store.artefacts import Artefacts, Recipe
 from kompakt.compressor.units.segment import segment
 from kompakt.compressor.units.sentences import ProseSplitter, Range, split_sentences, split_words
 from kompakt.compressor.units.unit import Unit, Units
@@ -33,9 +33,6 @@ WINDOW: Final = 1024
 
 OVERLAP: Final = 128
 """Tokens that the next window reads again, so that none is scored on fewer (the document's first apart)."""
-
-_CACHE_BYTES = 64 << 20
-_ENTRY_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class SelectiveContext(ScoringCompressor):
     """
 
     name: ClassVar[str] = "selective-context"
-    uses_query: ClassVar[bool] = False
+    uses_query = False
 
     model: str = "smollm2-135m"
     granularity: Granularity = "phrase"
@@ -98,10 +95,13 @@ class SelectiveContext(ScoringCompressor):
             return scorer
         return hashlib.sha256(f"{scorer} {weights_fingerprint(model_path(CHUNKER))}".encode()).hexdigest()
 
-    def forget(self) -> None:
-        """Empty the cache of surprisals and phrases, which all compressors of this process share."""
-        super().forget()
-        clear_cache()
+    def read_ahead(self, requests: Sequence[Request], artefacts: Artefacts) -> None:
+        """Find the phrases and read the texts of several requests at once."""
+        if self.granularity == "phrase":
+            _phrases(requests, artefacts, is_ahead=True)
+        recipe = information_recipe(recent_causal_lm(self.model), context=self.context)
+        texts = [document.text for request in requests for document in request.documents]
+        artefacts.fetch(recipe, texts, is_ahead=True)
 
     def prose_splitter(self, request: Request) -> ProseSplitter:
         """Return how running text is cut.
@@ -124,16 +124,17 @@ class SelectiveContext(ScoringCompressor):
             ModelNotFoundError: If the model is not on this machine.
         """
         del query
-        lm = load_causal_lm(self.model)
+        lm = recent_causal_lm(self.model)
         scores = np.zeros(len(units))
         members: list[list[int]] = [[] for _ in units.documents]
         for index, unit in enumerate(units):
             members[unit.document].append(index)
-        for document, indices in zip(units.documents, members, strict=True):
+        texts = [document.text for document in units.documents]
+        recipe = information_recipe(lm, context=self.context)
+        for text, information, indices in zip(texts, units.artefacts.fetch(recipe, texts), members, strict=True):
             if indices:
                 ranges = [_own_range(units[index]) for index in indices]
-                information = document_information(lm, document.text, context=self.context)
-                scores[indices] = unit_information(document.text, ranges, information, reduce=self.reduce)
+                scores[indices] = unit_information(text, ranges, information, reduce=self.reduce)
         return scores.tolist()
 
 
@@ -141,82 +142,57 @@ def _own_range(unit: Unit) -> Range:
     return unit.start, unit.head_end
 
 
-class _ArrayCache:
-    """Results by text, shared by all compressors of the process and bounded in bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._entries: LRUCache[str, tuple[NDArray[np.generic], ...]] = LRUCache(max_bytes, getsizeof=_n_bytes)
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> tuple[NDArray[np.generic], ...] | None:
-        with self._lock:
-            return self._entries.get(key)
-
-    def put(self, key: str, arrays: tuple[NDArray[np.generic], ...]) -> None:
-        if _n_bytes(arrays) <= self._entries.maxsize:
-            with self._lock:
-                self._entries[key] = arrays
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-
-
-def _n_bytes(arrays: tuple[NDArray[np.generic], ...]) -> int:
-    return _ENTRY_BYTES + sum(array.nbytes for array in arrays)
-
-
-_cache = _ArrayCache(_CACHE_BYTES)
-
-
-def clear_cache() -> None:
-    """Forget all surprisals and phrases: for measurements, and to give memory back."""
-    _cache.clear()
-
-
-def _key(text: str, *parts: str) -> str:
-    return " ".join([hashlib.sha256(text.encode()).hexdigest(), *parts])
-
-
-def document_information(lm: CausalLM, text: str, *, context: Context) -> Information:
-    """Return the surprisal of each token of a text; a text is scored once, then remembered.
-
-    The result is that of the text alone, never of a batch with others: in bf16 the shape of a batch moves the last
-    digits, and what was scored together would decide what is kept.
+def information_recipe(lm: CausalLM, *, context: Context) -> Recipe[Information]:
+    """Return how the surprisal of each token of a text is made and stored.
 
     Args:
         lm: The model.
-        text: A document.
         context: What a token is conditioned on.
     """
-    key = _key(text, lm.fingerprint, lm.dtype, lm.device, context)
-    known = _cache.get(key)
-    if known is None:
-        made = _running(lm, text) if context == "document" else _by_sentence(lm, text)
-        _cache.put(key, (made.ends, made.nats))
-        return made
-    ends, nats = known
-    return Information(ends.astype(np.int64, copy=False), nats.astype(np.float32, copy=False))
+
+    def compute(texts: list[str]) -> list[Information]:
+        return _running(lm, texts) if context == "document" else _by_sentence(lm, texts)
+
+    identity = ["self-information", lm.fingerprint, lm.dtype, lm.device, context, WINDOW, OVERLAP]
+    return Recipe(identity, compute, _encoded, _decoded)
 
 
-def _running(lm: CausalLM, text: str) -> Information:
-    (tokens,) = tokenize(lm, [text])
+def _encoded(information: Information) -> bytes:
+    return information.ends.astype("<i4").tobytes() + information.nats.astype("<f4").tobytes()
+
+
+def _decoded(data: bytes) -> Information:
+    half = len(data) // 2
+    if half % 4 or len(data) % 2:
+        raise ValueError(f"{len(data)} bytes are no surprisals")
+    ends = np.frombuffer(data[:half], dtype="<i4").astype(np.int64)
+    return Information(ends, np.frombuffer(data[half:], dtype="<f4"))
+
+
+def _running(lm: CausalLM, texts: Sequence[str]) -> list[Information]:
+    tokens = tokenize(lm, texts)
     window = min(WINDOW, lm.context_length)
-    (nats,) = self_information(lm, [tokens.ids], window=window, overlap=min(OVERLAP, window // 2))
-    return Information(tokens.ends, nats)
+    overlap = min(OVERLAP, window // 2)
+    nats = self_information(lm, [one.ids for one in tokens], window=window, overlap=overlap)
+    return [Information(one.ends, values) for one, values in zip(tokens, nats, strict=True)]
 
 
-def _by_sentence(lm: CausalLM, text: str) -> Information:
-    sentences = [(start, text[start:end]) for start, end in split_sentences(text)]
-    stripped = [sentence.lstrip() for _, sentence in sentences]
+def _by_sentence(lm: CausalLM, texts: Sequence[str]) -> list[Information]:
+    sentences = [[(start, text[start:end]) for start, end in split_sentences(text)] for text in texts]
+    stripped = [sentence.lstrip() for own in sentences for _, sentence in own]
     tokens = tokenize(lm, stripped)
-    # white space at the start of a sentence has no token
-    offsets = [start + len(source) - len(left) for (start, source), left in zip(sentences, stripped, strict=True)]
     nats = self_information(lm, [one.ids for one in tokens], window=min(WINDOW, lm.context_length))
+    # white space at the start of a sentence has no token
+    offsets = [start + len(source) - len(source.lstrip()) for own in sentences for start, source in own]
     ends = [one.ends + offset for one, offset in zip(tokens, offsets, strict=True)]
-    return Information(
-        np.concatenate([np.empty(0, np.int64), *ends]), np.concatenate([np.empty(0, np.float32), *nats])
-    )
+    cuts = np.cumsum([0, *map(len, sentences)]).tolist()
+    return [
+        Information(
+            np.concatenate([np.empty(0, np.int64), *ends[first:last]]),
+            np.concatenate([np.empty(0, np.float32), *nats[first:last]]),
+        )
+        for first, last in pairwise(cuts)
+    ]
 
 
 def unit_information(
@@ -295,7 +271,15 @@ def _is_blank(text: str, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> 
 
 
 def _phrase_splitter(request: Request) -> ProseSplitter:
-    """Find the noun chunks of all running text of a request at once: the parser is fast in batches only."""
+    return partial(_split_known, known=_phrases([request], request.artefacts, is_ahead=False))
+
+
+def _split_known(text: str, *, known: dict[str, list[Range]]) -> list[Range]:
+    return split_phrases(text, known[text] if text in known else noun_chunks([text])[0])
+
+
+def _phrases(requests: Sequence[Request], artefacts: Artefacts, *, is_ahead: bool) -> dict[str, list[Range]]:
+    """Find the noun chunks of all running text of requests at once: the parser is fast in batches only."""
     load_chunker()
     texts: list[str] = []
 
@@ -303,25 +287,16 @@ def _phrase_splitter(request: Request) -> ProseSplitter:
         texts.append(text)
         return [(0, len(text))] if text else []
 
-    segment(request.documents, prose=record)
-    return partial(_split_known, known=_phrases(texts))
+    for request in requests:
+        segment(request.documents, prose=record)
+    identity = ["noun-chunks", recent_fingerprint(model_path(CHUNKER))]
+    recipe = Recipe(identity, noun_chunks, _encoded_ranges, _decoded_ranges)
+    return dict(zip(texts, artefacts.fetch(recipe, texts, is_ahead=is_ahead), strict=True))
 
 
-def _split_known(text: str, *, known: dict[str, list[Range]]) -> list[Range]:
-    return split_phrases(text, known[text] if text in known else noun_chunks([text])[0])
+def _encoded_ranges(ranges: Sequence[Range]) -> bytes:
+    return np.array(ranges, dtype="<i4").tobytes()
 
 
-def _phrases(texts: Sequence[str]) -> dict[str, list[Range]]:
-    fingerprint = weights_fingerprint(model_path(CHUNKER))
-    known: dict[str, list[Range]] = {}
-    missing: list[str] = []
-    for text in dict.fromkeys(texts):
-        cached = _cache.get(_key(text, fingerprint))
-        if cached is None:
-            missing.append(text)
-        else:
-            known[text] = [(int(start), int(end)) for start, end in cached[0]]
-    for text, chunks in zip(missing, noun_chunks(missing), strict=True):
-        known[text] = chunks
-        _cache.put(_key(text, fingerprint), (np.array(chunks, dtype=np.int64).reshape(-1, 2),))
-    return known
+def _decoded_ranges(data: bytes) -> list[Range]:
+    return [(start, end) for start, end in np.frombuffer(data, dtype="<i4").reshape(-1, 2).tolist()]

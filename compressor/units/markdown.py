@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MARKUP: Final = re.compile(r"^(?:#{1,6} |```|~~~|\s{0,3}[-*+] |\s{0,3}\d+[.)] |\s{0,3}\|.*\||> )", re.MULTILINE)
 _TITLE: Final = re.compile(r"\A\s*(\S[^\n]{0,99})\n+(?=\S[^\n]{100})")
-_FENCE: Final = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_FENCE: Final = re.compile(r"^[^\S\n]*(?:```|~~~)", re.MULTILINE)
 _OPENING: Final = re.compile(r"\s*\S[^\n]*\n")
 _CLOSING: Final = re.compile(r"(?m)^[ \t>]*(?:`{3,}|~{3,})\s*\Z")
 _SPECIAL: Final = frozenset({"heading_open", "fence", "code_block", "table_open"})

@@ -9,6 +9,7 @@ from threading import Lock
 
 from cachetools import LRUCache, cached
 
+from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.types import Document, Kind
 from kompakt.compressor.units.code import language_of, split_code
 from kompakt.compressor.units.guess import guess_language
@@ -73,12 +74,15 @@ def forget() -> None:
     parses.cache_clear()
 
 
-def segment(documents: Sequence[Document], *, prose: ProseSplitter = split_sentences) -> Units:
+def segment(
+    documents: Sequence[Document], *, prose: ProseSplitter = split_sentences, artefacts: Artefacts | None = None
+) -> Units:
     """Cut the documents of a request into units.
 
     Args:
         documents: The documents.
         prose: Cuts running text; sentences by default.
+        artefacts: Where what models said of texts earlier is found.
 
     Returns:
         Units whose leaves, heads and tails tile the documents, but for the glue between JSON members.
@@ -89,7 +93,7 @@ def segment(documents: Sequence[Document], *, prose: ProseSplitter = split_sente
         for unit in mark_protected(_split(document, index, prose), document):
             is_in_place = before == 0 or (unit.parent is None and not unit.requires)
             units.append(unit if is_in_place else shift(unit, by=0, units_before=before))
-    return Units(documents, units)
+    return Units(documents, units, artefacts=artefacts)
 
 
 def _split(document: Document, index: int, prose: ProseSplitter) -> list[Unit]:

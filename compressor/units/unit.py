@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import overload
 
+from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.types import Document, Kind
 
 
@@ -79,10 +80,14 @@ class Units(Sequence[Unit]):
     Args:
         documents: The documents they come from.
         units: The units.
+        artefacts: Where what models said of texts earlier is found; the memory of this process without one.
     """
 
-    def __init__(self, documents: Sequence[Document], units: Sequence[Unit]) -> None:
+    def __init__(
+        self, documents: Sequence[Document], units: Sequence[Unit], *, artefacts: Artefacts | None = None
+    ) -> None:
         self.documents = tuple(documents)
+        self.artefacts = artefacts or Artefacts()
         self._units = tuple(units)
         self._children: dict[int | None, list[int]] = {}
         for index, unit in enumerate(self._units):

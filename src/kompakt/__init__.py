@@ -18,6 +18,7 @@ from kompakt.compressor.errors import (
     MissingExtraError,
     ModelError,
     ModelNotFoundError,
+    StoreError,
     ValidityError,
 )
 from kompakt.compressor.pipeline import Pipeline
@@ -42,6 +43,7 @@ __all__ = [
     "ModelNotFoundError",
     "Pipeline",
     "Span",
+    "StoreError",
     "ValidityError",
     "compress",
     "compress_batch",

@@ -179,7 +179,7 @@ def test_what_was_not_compared_is_named_with_the_reason(data, tmp_path, empty_ca
     for name, model in (("extractive", "minilm-l6"), ("selective-context", "smollm2-135m")):
         assert any(line.startswith(f"not compared: {name}: ") and f"pull {model}" in line for line in notes)
     assert {name for name, _ in cells(ran.out)} == {
-        "full", "none", "truncate", "random", "dedup", "default", "lexical", "structured",
+        "full", "none", "truncate", "random", "dedup", "default", "lexical", "mmr", "structured",
     }  # fmt: skip
     assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["settings"]["reader"] is None
 

@@ -5,6 +5,7 @@ import pytest
 
 import kompakt
 from kompakt import ConfigError, Document
+from kompakt.compressor.store.artefacts import process_store
 from kompakt.compressor.text.extractive import _closest_earlier, centrality_less_redundancy
 from kompakt.compressor.text.spread import second_look, to_antecedents
 from kompakt.compressor.units.segment import segment
@@ -49,13 +50,15 @@ def test_embeddings_are_remembered_and_can_be_forgotten():
     from kompakt.compressor.models.sentence_encoder import load_sentence_encoder
 
     encoder = load_sentence_encoder("minilm-l6")
-    encoder.forget()
+    kompakt.load("extractive").forget()
     first = encoder.encode(["a river", "a ridge", "a river"])
+    assert process_store().stats().n_entries == 2
     assert first.shape == (3, 384)
     assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-3)
     assert np.array_equal(first[0], first[2])
     assert np.array_equal(first[:2], encoder.encode(["a river", "a ridge"]))
-    encoder.forget()
+    kompakt.load("extractive").forget()
+    assert process_store().stats().n_entries == 0
     alone = encoder.encode(["a river"])
     assert np.allclose(alone[0], first[0], atol=0.02)
 

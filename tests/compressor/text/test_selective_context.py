@@ -12,8 +12,15 @@ from kompakt.compressor.errors import BudgetError, ConfigError, ModelNotFoundErr
 from kompakt.compressor.models.locate import model_path
 from kompakt.compressor.models.noun_chunks import noun_chunks, split_phrases
 from kompakt.compressor.registry import load
+from kompakt.compressor.store.artefacts import Artefacts
+from kompakt.compressor.store.memory import MemoryStore
 from kompakt.compressor.text import selective_context as module
-from kompakt.compressor.text.selective_context import Information, SelectiveContext, unit_information
+from kompakt.compressor.text.selective_context import (
+    Information,
+    SelectiveContext,
+    information_recipe,
+    unit_information,
+)
 from kompakt.compressor.text.selective_context_paper import align, paper_filter, paper_sentences, reduce_units
 from kompakt.compressor.types import Status
 from kompakt.compressor.units.segment import segment
@@ -149,16 +156,6 @@ def test_a_missing_pipeline_names_the_command(monkeypatch, tmp_path):
         SelectiveContext(granularity="token").compress("one two three four five six", max_tokens=3)
 
 
-def test_the_cache_is_bounded():
-    cache = module._ArrayCache(1000)
-    cache.put("large", (np.zeros(1000),))
-    assert cache.get("large") is None
-    for index in range(10):
-        cache.put(str(index), (np.zeros(10),))
-    assert cache.get("0") is None
-    assert cache.get("9") is not None
-
-
 @pytest.fixture(scope="module")
 def models():
     pytest.importorskip("torch")
@@ -235,24 +232,27 @@ class TestWithModels:
         compressor = SelectiveContext(granularity=granularity)
         first = compressor.compress(PROSE, keep=0.5)
         assert compressor.compress(PROSE, query="Who died?", keep=0.5).text == first.text
-        module.clear_cache()
+        compressor.forget()
         assert compressor.compress(PROSE, keep=0.5).text == first.text
 
     def test_what_else_is_compressed_changes_no_scores(self):
         lm = module.load_causal_lm("smollm2-135m")
-        module.clear_cache()
-        alone = module.document_information(lm, PROSE, context="document").nats
-        module.clear_cache()
+        recipe = information_recipe(lm, context="document")
+        (alone,) = Artefacts(MemoryStore()).fetch(recipe, [PROSE])
+        SelectiveContext().forget()
         units = segment_of([STRANGE[5], PROSE, PROSE[:80]])
         SelectiveContext(granularity="token").score(units, None)
-        assert (module.document_information(lm, PROSE, context="document").nats == alone).all()
+        artefacts = units.artefacts
+        (among_others,) = artefacts.fetch(recipe, [PROSE])
+        assert artefacts.hits > 0
+        assert (among_others.nats == alone.nats).all()
 
     def test_a_text_is_scored_once(self, monkeypatch):
         calls = []
         real = module.self_information
         monkeypatch.setattr(module, "self_information", lambda *a, **k: calls.append(1) or real(*a, **k))
-        module.clear_cache()
         compressor = SelectiveContext()
+        compressor.forget()
         small, large = (compressor.compress(PROSE, max_tokens=n, tokenizer="smollm2-135m") for n in (20, 60))
         assert len(calls) == 1
         assert set(small.text.split()) <= set(large.text.split())

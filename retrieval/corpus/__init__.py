@@ -1,0 +1,1 @@
+"""Corpora on disk: finding files, and reading them as documents."""

@@ -1,0 +1,44 @@
+"""Files of a corpus, written and read back."""
+
+import pytest
+
+from kompakt.retrieval.corpus.readers import ReadOptions, find_files, read_file
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write bytes under a name, and return the records that they are read as."""
+
+    def read(name, data, *, start=0, **options):
+        path = tmp_path / name
+        path.write_bytes(data)
+        (file,) = find_files([path])
+        return list(read_file(file, ReadOptions(**options), start=start))
+
+    return read
+
+
+@pytest.fixture
+def read_one(read):
+    """The same for a file of one record that could be read: its document."""
+
+    def read_one(name, data, **options):
+        (record,) = read(name, data, **options)
+        assert record.error == ""
+        assert (record.source, record.position) == (name, 0)
+        return record.document
+
+    return read_one
+
+
+@pytest.fixture
+def read_error(read):
+    """The same for a file of one record that could not be read: the reason."""
+
+    def read_error(name, data, **options):
+        (record,) = read(name, data, **options)
+        assert record.document is None
+        assert (record.source, record.position) == (name, 0)
+        return record.error
+
+    return read_error
