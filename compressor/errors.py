@@ -9,7 +9,7 @@
     ├── ModelError             a model or tokenizer cannot be used
     │   ├── ModelNotFoundError     it is not on this machine; the message names the pull command
     │   └── DownloadError          pulling it failed, or what arrived is not what was pinned
-    ├── BackendError           a model behind an adapter cannot be reached, or failed
+    ├── BackendError           a model behind an adapter, or a cluster, cannot be reached or failed
     ├── StoreError             a store or an index cannot be used, or an entry is damaged
     ├── MissingExtraError      an optional dependency is absent; the message names the pip command
     ├── ValidityError          an output broke a promise and was withheld
@@ -48,7 +48,7 @@ class DownloadError(ModelError):
 
 
 class BackendError(KompaktError):
-    """A model behind an adapter cannot be reached, or failed."""
+    """A model behind an adapter, or a cluster that a job runs on, cannot be reached or failed."""
 
 
 class StoreError(KompaktError):
