@@ -108,10 +108,14 @@ def load_causal_lm(
     return _load(folder.absolute(), weights_fingerprint(folder), number_format, chosen)
 
 
-@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
 def recent_causal_lm(name_or_path: str | os.PathLike[str]) -> CausalLM:
     """Return what ``load_causal_lm`` returned within the last second, for calls that come by the thousand."""
-    return load_causal_lm(name_or_path)
+    return _recent(model_path(name_or_path))
+
+
+@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
+def _recent(folder: Path) -> CausalLM:
+    return load_causal_lm(folder)
 
 
 @functools.lru_cache(maxsize=4)

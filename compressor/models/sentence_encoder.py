@@ -125,10 +125,14 @@ def load_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
     return _load(folder, weights_fingerprint(folder))
 
 
-@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
 def recent_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
     """Return what ``load_sentence_encoder`` returned within the last second, for calls that come by the thousand."""
-    return load_sentence_encoder(name)
+    return _recent(model_path(name))
+
+
+@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
+def _recent(folder: Path) -> SentenceEncoder:
+    return load_sentence_encoder(folder)
 
 
 @lru_cache(maxsize=4)

@@ -367,9 +367,11 @@ def test_what_was_decoded_once_is_not_decoded_again_but_the_store_decides(store,
     assert found.documents[0].metadata == {"page": 2}
     assert {span.document_id for span in found.spans} == {"b"}
     assert len(n_decoded) == 2
+    assert hits(compress_each(compressor, request, decoded=decoded)) == [1]
     (key,) = store.keys()
     store.put_many({key: b"damaged"})
     assert hits(compress_each(compressor, request, decoded=decoded)) == [0]
+    assert hits(compress_each(compressor, request, decoded=decoded)) == [1]
     store.delete_many([key])
     assert hits(compress_each(compressor, request, decoded=decoded)) == [0]
 

@@ -202,13 +202,33 @@ def test_a_reader_waits_for_no_writer(open_at, path):
         assert time.monotonic() - began < 10
         writer.execute("ROLLBACK")
     writer.close()
-    # and a writer waits again
-    with sqlite3.connect(path, isolation_level=None, check_same_thread=False) as writer:
-        writer.execute("BEGIN IMMEDIATE")
-        threading.Timer(0.3, writer.rollback).start()
-        store.put_many({key(1): b"y"})
-    writer.close()
+    wait_for_another(store, path, lambda: store.put_many({key(1): b"y"}))
     assert store.get_many([key(1)]) == [b"y"]
+
+
+def wait_for_another(store, path, write):
+    """Write while another process does."""
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE entries SET used_at = used_at + 1")
+    timer = threading.Timer(0.3, writer.execute, ["COMMIT"])
+    timer.start()
+    write()
+    timer.join()
+    writer.close()
+
+
+@pytest.mark.parametrize("write", ["put", "delete", "collect"])
+def test_a_writer_waits_for_its_turn(open_at, path, write):
+    store = open_at()
+    store.put_many({key(1): b"x"})
+    uses = {
+        "put": lambda: store.put_many({key(2): b"y"}),
+        "delete": lambda: store.delete_many([key(1)]),
+        "collect": store.collect_garbage,
+    }
+    wait_for_another(store, path, uses[write])
+    assert keys_of(store) == {"put": [1, 2], "delete": [], "collect": [1]}[write]
 
 
 def test_uses_are_written_in_time(open_at, clock, path):

@@ -128,6 +128,8 @@ for number in range(rounds):
         for batch in range(batches):
             keys = [key(own % 2, own, batch, n) for n in range(4)]
             store.put_many({key: value(key) for key in keys})
+            if batch % 4 == own % 4:
+                assert store.collect_garbage() == 0
             kind = own % 2
             others = [key(kind, other, chance.randrange(batches), chance.randrange(4)) for other in range(kind, 8, 2)]
             for name, found in zip(others, store.get_many(others)):
@@ -176,7 +178,11 @@ def hammer():
         store.get_many(first)
         bare.get_many(first[:20])
 
-threads = [threading.Thread(target=hammer) for _ in range(3)]
+def hammer_memory():
+    while not is_over.is_set():
+        store.front.get_many(20 * first)
+
+threads = [threading.Thread(target=work) for work in (hammer, hammer, hammer_memory)]
 for thread in threads:
     thread.start()
 

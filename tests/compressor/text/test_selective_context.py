@@ -224,7 +224,7 @@ class TestWithModels:
         phrases = [text[a:b] for a, b in split_phrases(text, noun_chunks([text])[0])]
         assert "".join(phrases) == text
         assert phrases[-1] == " it."
-        (ids,) = module.tokenize(module.load_causal_lm("smollm2-135m"), [text])
+        (ids,) = module.tokenize(module.recent_causal_lm("smollm2-135m"), [text])
         assert ids.ends[-1] == len(text)
 
     @pytest.mark.parametrize("granularity", ["phrase", "sentence", "token"])
@@ -236,7 +236,7 @@ class TestWithModels:
         assert compressor.compress(PROSE, keep=0.5).text == first.text
 
     def test_what_else_is_compressed_changes_no_scores(self):
-        lm = module.load_causal_lm("smollm2-135m")
+        lm = module.recent_causal_lm("smollm2-135m")
         recipe = information_recipe(lm, context="document")
         (alone,) = Artefacts(MemoryStore()).fetch(recipe, [PROSE])
         SelectiveContext().forget()
