@@ -103,7 +103,8 @@ def test_a_job_that_is_killed_again_and_again_ends_where_another_does(tmp_path, 
     manifest = json.loads((tmp_path / "state" / "manifest.json").read_text("utf-8"))
     assert manifest["documents_sha256"] == expected["documents_sha256"]
     assert manifest["counts"] == expected["counts"]
-    assert (manifest["state"], manifest["run"]["number"]) == ("finished", 1)
+    # killed between its last word and its end, a job that is started again is another run, with nothing to do
+    assert (manifest["state"], manifest["run"]["number"] in (1, 2)) == ("finished", True)
     assert [one["source"] for one in failures(tmp_path)] == ["1.jsonl"]
     assert len(known(tmp_path)) == 310
     (folder / "1.jsonl").unlink()
