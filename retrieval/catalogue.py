@@ -19,6 +19,7 @@ from kompakt.compressor.errors import InputError, StoreError
 from kompakt.compressor.text.bm25 import query_terms, terms
 from kompakt.compressor.types import Document, require_unicode
 from kompakt.retrieval.chunks import Chunk
+from kompakt.retrieval.database import Database
 from kompakt.retrieval.filters import Where, compile_filter
 
 _APPLICATION: Final = 0x6B6D7069
@@ -96,7 +97,7 @@ class IndexedDocument:
         return old == new and self.sha256 == text_hash(document.text)
 
 
-class Catalogue:
+class Catalogue(Database):
     """Documents, their segments, and the terms of these. Made by ``create`` or ``open``.
 
     The first change begins a transaction that lasts until ``commit``: other connections see all of it or nothing, and
@@ -107,9 +108,7 @@ class Catalogue:
         connection: A connection to it.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self._path = path
-        self._connection = connection
+    what = "catalogue"
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Catalogue:
@@ -320,23 +319,6 @@ class Catalogue:
     def close(self) -> None:
         """Close the file, without what was not committed."""
         self._connection.close()
-
-    def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
-        with self._named_errors():
-            return self._connection.execute(sql, parameters).fetchall()
-
-    def _many(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
-        with self._named_errors():
-            self._connection.executemany(sql, rows)
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except UnicodeEncodeError as error:
-            raise InputError(f"a string holds a lone surrogate: {error.object!a}") from error
-        except sqlite3.Error as error:
-            raise StoreError(f"the catalogue {self._path} cannot be used: {error}") from error
 
 
 def text_hash(text: str) -> str:

@@ -13,7 +13,7 @@ from kompakt.retrieval.compressed import SegmentCompressor
 from kompakt.retrieval.corpus.sink import SinkReport, StoreSink
 from kompakt.retrieval.index import SegmentIndex
 from kompakt.retrieval.manifest import Manifest
-from kompakt.retrieval.retriever import Retriever
+from kompakt.retrieval.retriever import SentenceReader
 
 
 class IndexSink:
@@ -56,30 +56,33 @@ class IndexSink:
             index = SegmentIndex.create(
                 path, encoder=encoder, tokenizer=tokenizer, chunk_tokens=chunk_tokens, artefacts=artefacts
             )
-        self._retriever = Retriever(index, compressor)
+        self._index = index
+        self._sentences = SentenceReader(compressor.pipeline)
 
     def add(self, documents: Sequence[Document]) -> SinkReport:
         """Compress and index documents; see ``Sink.add``."""
         report = self._segments.add(documents)
         failed = {name for name, _ in report.failures}
-        self._retriever.add([document for document in documents if document.id not in failed])
+        indexed = [document for document in documents if document.id not in failed]
+        self._index.add(indexed)
+        self._sentences.read_ahead(self._index.segments_of(document.id or "" for document in indexed))
         return report
 
     def index(self, documents: Sequence[Document]) -> None:
         """Index documents whose compressed segments and vectors are in the store: see ``VectorSink``."""
-        self._retriever.index.add(documents)
+        self._index.add(documents)
 
     def delete(self, document_ids: Sequence[str]) -> int:
         """Remove documents from the index; their segments stay in the store until it needs the room."""
-        return self._retriever.index.delete(document_ids)
+        return self._index.delete(document_ids)
 
     def save(self) -> None:
         """Make the documents durable; see the class."""
-        self._retriever.index.checkpoint()
+        self._index.checkpoint()
 
     def close(self) -> None:
         """Write the vectors, and close index and store."""
         try:
-            self._retriever.index.close()
+            self._index.close()
         finally:
             self._segments.close()

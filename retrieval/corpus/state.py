@@ -16,13 +16,14 @@ from kompakt.compressor.errors import InputError, StoreError
 from kompakt.retrieval.corpus.formats import SourceFile
 from kompakt.retrieval.corpus.ledger import Failure, FileProgress, KnownDocument, PendingFile, Work
 from kompakt.retrieval.corpus.schema import APPLICATION, LIVE, SCHEMA, SCHEMA_VERSION, SUMS, UPSERT, WITH_FILES
+from kompakt.retrieval.database import Database
 
 STATE_FILE: Final = "corpus.sqlite"
 _BUSY_SECONDS: Final = 60.0
 _RUN: Final = ("number", "started", "finished", "seconds", "n_deleted", "n_stored", "n_compressed")
 
 
-class State:
+class State(Database):
     """The state of a job. Made by ``open``; one process at a time may change it.
 
     A run is what one ``build`` or ``update`` does from start to end, however often it is interrupted. A reading is
@@ -33,9 +34,7 @@ class State:
         connection: A connection to it.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self._path = path
-        self._connection = connection
+    what = "state"
 
     @classmethod
     def open(cls, folder: Path, *, create: bool = False) -> State:
@@ -341,21 +340,6 @@ class State:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-
-    def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
-        with self._named_errors():
-            return self._connection.execute(sql, parameters).fetchall()
-
-    def _many(self, sql: str, rows: Iterable[tuple[object, ...]]) -> None:
-        with self._named_errors():
-            self._connection.executemany(sql, rows)
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"the state {self._path} cannot be used: {error}") from error
 
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:

@@ -135,3 +135,22 @@ def run_python(tmp_path):
         return ran
 
     return run
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "store.sqlite"
+
+
+@pytest.fixture
+def open_at(path):
+    """Opens stores on one file, and closes them at the end."""
+    opened = []
+
+    def make(**options):
+        opened.append(SQLiteStore(path, **options))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()

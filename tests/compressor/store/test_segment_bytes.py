@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_parts import assert_spans_hold, hits, without_trace
 from strategies import documents
 
 import kompakt
@@ -14,7 +15,6 @@ from kompakt.compressor.base import make_request
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.store.memory import MemoryStore
 from kompakt.compressor.store.segments import SegmentKeys, compress_each, decode_segment, encode_segment
-from kompakt.compressor.types import Kind
 
 PROSE = " ".join(f"Sentence number {n} tells of ship {n * 7} and its cargo of glass." for n in range(30))
 
@@ -22,25 +22,6 @@ PROSE = " ".join(f"Sentence number {n} tells of ship {n * 7} and its cargo of gl
 def like(docs, store, *, mark_omissions=False, **budget):
     request = make_request(docs, budget=Budget(**budget), mark_omissions=mark_omissions)
     return replace(request, artefacts=Artefacts(store))
-
-
-def without_trace(results):
-    return [replace(result, trace=()) for result in results]
-
-
-def hits(results):
-    return [result.trace[-1].cache_hits for result in results]
-
-
-def assert_spans_hold(result, document):
-    for part in result.parts:
-        bounds = [*part.starts, len(part.text)]
-        assert bounds[0] == 0
-        assert bounds == sorted(bounds)
-        for span, start, end in zip(part.spans, bounds, bounds[1:], strict=False):
-            assert span.document_id == document.id
-            if span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
-                assert part.text[start:end] == document.text[span.start : span.end]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_parts import assert_spans_hold, hits, without_trace
 from strategies import documents
 
 import kompakt
@@ -68,25 +69,6 @@ def like(docs, store, *, tenant="", **budget):
     options = {name: budget.pop(name) for name in ("mark_omissions", "tokenizer") if name in budget}
     request = make_request(docs, budget=Budget(**budget), query=query, **({"tokenizer": TOKENIZER} | options))
     return replace(request, artefacts=Artefacts(store, tenant=tenant))
-
-
-def without_trace(results):
-    return [replace(result, trace=()) for result in results]
-
-
-def hits(results):
-    return [result.trace[-1].cache_hits for result in results]
-
-
-def assert_spans_hold(result, document):
-    for part in result.parts:
-        bounds = [*part.starts, len(part.text)]
-        assert bounds[0] == 0
-        assert bounds == sorted(bounds)
-        for span, start, end in zip(part.spans, bounds, bounds[1:], strict=False):
-            assert span.document_id == document.id
-            if span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
-                assert part.text[start:end] == document.text[span.start : span.end]
 
 
 @pytest.fixture

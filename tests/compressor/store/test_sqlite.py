@@ -47,25 +47,6 @@ def clock(monkeypatch):
     return found
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "store.sqlite"
-
-
-@pytest.fixture
-def open_at(path):
-    """Opens stores on one file, and closes them at the end."""
-    opened = []
-
-    def make(**options):
-        opened.append(SQLiteStore(path, **options))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
-
-
 def put_in_turn(store, clock, numbers, size=100):
     for n in numbers:
         clock.now += 1

@@ -7,30 +7,10 @@ from contextlib import suppress
 import pytest
 
 from kompakt.compressor.errors import ConfigError, StoreError
-from kompakt.compressor.store.sqlite import SQLiteStore
 
 
 def key(n):
     return n.to_bytes(32, "big")
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "store.sqlite"
-
-
-@pytest.fixture
-def open_at(path):
-    """Opens stores on one file, and closes them at the end."""
-    opened = []
-
-    def make(**options):
-        opened.append(SQLiteStore(path, **options))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
 
 
 def other_database(path, *, application_id=0, tables=True, version=0):
