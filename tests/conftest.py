@@ -2,12 +2,18 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 # read by the hub's client when it is first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# processes that a test starts, workers of a cluster too, find the parts that tests share
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 settings.register_profile("kompakt", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("kompakt")

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from corpus_parts import EXITS, Poisonous, assert_complete, failures, job, known, rows, sentences, write_lines
@@ -15,7 +14,6 @@ from kompakt.retrieval.corpus import files
 from kompakt.retrieval.corpus.batches import DIED, Batches, Limits
 from kompakt.retrieval.corpus.state import State
 
-TESTS = Path(__file__).parents[2]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
 
 RUN = """
@@ -72,11 +70,8 @@ while True:
 
 
 def python(code, *arguments):
-    """Run a script that finds the parts that tests share."""
-    path = os.pathsep.join([str(TESTS), *(os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

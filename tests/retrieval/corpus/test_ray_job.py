@@ -53,7 +53,6 @@ from kompakt.retrieval.corpus.ray_worker import (
 )
 from kompakt.retrieval.corpus.state import State
 
-TESTS = Path(__file__).parents[2]
 # Ray warns of what it will change itself
 pytestmark = pytest.mark.filterwarnings("default")
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
@@ -221,10 +220,8 @@ def test_a_driver_that_is_stopped_leaves_no_process_and_another_goes_on(tmp_path
     path = write_lines(tmp_path / "a.jsonl", rows(400))
     (tmp_path / "alone").mkdir()
     expected = job([path], tmp_path / "alone")
-    python_path = os.pathsep.join([str(TESTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, path, tmp_path],
-        env={**os.environ, "PYTHONPATH": python_path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
