@@ -49,7 +49,13 @@ class _NamedEncoder:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         from kompakt.compressor.models.sentence_encoder import load_sentence_encoder
 
-        return load_sentence_encoder(self.name).encode(texts, artefacts=self.artefacts)
+        encoder = load_sentence_encoder(self.name)
+        if encoder.fingerprint != self.fingerprint:
+            raise StoreError(
+                f"the model {self.name} has changed since the index was opened ({encoder.fingerprint}, then "
+                f"{self.fingerprint}): its vectors do not go with those of the index; open or make the index anew"
+            )
+        return encoder.encode(texts, artefacts=self.artefacts)
 
 
 def as_encoder(

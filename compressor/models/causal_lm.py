@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from cachetools import TTLCache, cached
 
 from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
+from kompakt.compressor.models.batches import equal_width_batches, padded_width
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
-from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.locate import check_unchanged, model_path, recent_fingerprint, weights_fingerprint
 from kompakt.compressor.models.tokenizers import parse_tokenizer
 
 if TYPE_CHECKING:
@@ -95,27 +94,27 @@ def load_causal_lm(
         ModelError: If the folder holds no causal language model that can be used.
         ConfigError: If ``dtype`` is unknown.
     """
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
     folder = model_path(name_or_path)
+    return _load_with(folder, weights_fingerprint(folder), dtype=dtype, device=device)
+
+
+def recent_causal_lm(name_or_path: str | os.PathLike[str]) -> CausalLM:
+    """Do as ``load_causal_lm``, but look at the files once a second: for calls that come by the thousand."""
+    folder = model_path(name_or_path)
+    return _load_with(folder, recent_fingerprint(folder))
+
+
+def _load_with(folder: Path, fingerprint: str, *, dtype: Dtype = "auto", device: str | None = None) -> CausalLM:
     try:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("scoring with a language model", "local") from error
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
     chosen = device or best_device()
     number_format = str(best_dtype(torch.device(chosen).type)).removeprefix("torch.") if dtype == "auto" else dtype
-    return _load(folder.absolute(), weights_fingerprint(folder), number_format, chosen)
-
-
-def recent_causal_lm(name_or_path: str | os.PathLike[str]) -> CausalLM:
-    """Return what ``load_causal_lm`` returned within the last second, for calls that come by the thousand."""
-    return _recent(model_path(name_or_path))
-
-
-@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
-def _recent(folder: Path) -> CausalLM:
-    return load_causal_lm(folder)
+    return _load(folder.absolute(), fingerprint, number_format, chosen)
 
 
 @functools.lru_cache(maxsize=4)
@@ -125,6 +124,7 @@ def _load(folder: Path, fingerprint: str, dtype: str, device: str) -> CausalLM:
     network = _load_network(folder, getattr(torch, dtype), device)
     config = network.config.get_text_config()
     tokenizer = _load_tokenizer(folder)
+    check_unchanged(folder, fingerprint)
     prefix = _prefix_id(tokenizer, config)
     if prefix is None:
         raise ModelError(f"the model in {folder} has neither a beginning-of-text nor an end-of-text token")
@@ -260,30 +260,20 @@ def self_information(
         _Row(index, *cut) for index, ids in enumerate(arrays) for cut in windows(len(ids), window=size, overlap=again)
     ]
     results = [np.empty(len(ids), dtype=np.float32) for ids in arrays]
-    for batch in _batches(rows, _BATCH_TOKENS["cuda" if lm.device.startswith("cuda") else "cpu"]):
+    limit = _BATCH_TOKENS["cuda" if lm.device.startswith("cuda") else "cpu"]
+    lengths = [row.end - row.start for row in rows]
+    for places in equal_width_batches(lengths, longest=lm.context_length, max_tokens=limit):
+        batch = [rows[place] for place in places]
         values = _score_rows(lm, [arrays[row.sequence][row.start : row.end] for row in batch], batch)
         for row, scores in zip(batch, values, strict=True):
             results[row.sequence][row.scored : row.end] = scores
     return results
 
 
-def _batches(rows: Sequence[_Row], max_tokens: int) -> Iterator[list[_Row]]:
-    """Group rows of similar length so that a batch, filled up, has at most ``max_tokens`` tokens."""
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: row.start - row.end):
-        widest = batch[0].end - batch[0].start if batch else 0
-        if batch and (len(batch) + 1) * widest > max_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
 def _score_rows(lm: CausalLM, tokens: Sequence[NDArray[np.int64]], rows: Sequence[_Row]) -> list[NDArray[np.float32]]:
     import torch
 
-    width = max(map(len, tokens))
+    width = padded_width(len(tokens[0]), longest=lm.context_length)
     inputs = np.full((len(rows), width), lm.prefix_id, dtype=np.int64)
     reported = np.zeros((len(rows), width), dtype=bool)
     for index, (row, ids) in enumerate(zip(rows, tokens, strict=True)):

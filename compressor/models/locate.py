@@ -15,7 +15,7 @@ from threading import Lock
 
 from cachetools import TTLCache, cached
 
-from kompakt.compressor.errors import ModelNotFoundError
+from kompakt.compressor.errors import ModelError, ModelNotFoundError
 from kompakt.compressor.models.catalog import CATALOG, ModelSpec
 
 RECORD_FILE = "kompakt.json"
@@ -24,6 +24,8 @@ RECORD_FILE = "kompakt.json"
 _FINGERPRINT_FILE = ".kompakt-fingerprint.json"
 _FINGERPRINT_SCHEMA = 1
 _SECONDS_BETWEEN_LOOKS = 1.0
+_RECENT: TTLCache[object, str] = TTLCache(maxsize=64, ttl=_SECONDS_BETWEEN_LOOKS)
+_RECENT_LOCK = Lock()
 _NOT_CONTENT = ("readme", "license", "licence", "licenses", "notice")
 
 
@@ -153,10 +155,26 @@ def weights_fingerprint(folder: str | os.PathLike[str]) -> str:
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@cached(TTLCache(maxsize=64, ttl=_SECONDS_BETWEEN_LOOKS), lock=Lock())
+@cached(_RECENT, lock=_RECENT_LOCK)
 def recent_fingerprint(folder: str | os.PathLike[str]) -> str:
     """Return what ``weights_fingerprint`` returned within the last second, for calls that come by the thousand."""
     return weights_fingerprint(folder)
+
+
+def look_again() -> None:
+    """Forget what ``recent_fingerprint`` remembers: the next call of each folder sees its files as they are."""
+    with _RECENT_LOCK:
+        _RECENT.clear()
+
+
+def check_unchanged(folder: str | os.PathLike[str], fingerprint: str) -> None:
+    """Raise if a model's files are not those that it was loaded for.
+
+    Raises:
+        ModelError: If they changed meanwhile: what was loaded may be part old, part new.
+    """
+    if weights_fingerprint(folder) != fingerprint:
+        raise ModelError(f"the model in {os.fspath(folder)!r} changed while it was loaded: try again")
 
 
 def file_sha256(path: Path) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from cachetools import TTLCache, cached
-
 from kompakt.compressor.errors import MissingExtraError, ModelError
+from kompakt.compressor.models.batches import equal_width_batches, padded_width
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
-from kompakt.compressor.models.locate import model_path, weights_fingerprint
+from kompakt.compressor.models.locate import check_unchanged, model_path, recent_fingerprint, weights_fingerprint
 from kompakt.compressor.store.artefacts import Artefacts, Recipe
 from kompakt.compressor.store.codec import decode_floats, encode_floats
 
@@ -37,12 +35,14 @@ class SentenceEncoder:
         fingerprint: SHA-256 over the model's files.
         model: The encoder, in evaluation mode.
         tokenizer: Its tokenizer, truncating to the model's window.
+        window: The most tokens that the model reads.
         pooling: ``"mean"`` over tokens or the ``"cls"`` token.
     """
 
     fingerprint: str
     model: torch.nn.Module
     tokenizer: Tokenizer
+    window: int
     pooling: str = "mean"
 
     def encode(
@@ -72,11 +72,12 @@ class SentenceEncoder:
         import torch
 
         encodings = self.tokenizer.encode_batch(texts)
+        lengths = [len(encoding) for encoding in encodings]
         device = next(self.model.parameters()).device
         limit = _TOKENS_PER_BATCH if device.type == "cpu" else _TOKENS_PER_GPU_BATCH
         vectors: torch.Tensor | None = None
         with torch.inference_mode():
-            for batch in _batches([len(encoding) for encoding in encodings], limit):
+            for batch in equal_width_batches(lengths, longest=self.window, max_tokens=limit):
                 pooled = self._pooled([encodings[index] for index in batch], device)
                 if vectors is None:
                     vectors = torch.empty(len(texts), pooled.shape[1])
@@ -86,7 +87,7 @@ class SentenceEncoder:
     def _pooled(self, encodings: Sequence[Encoding], device: torch.device) -> torch.Tensor:
         import torch
 
-        width = max(len(encoding) for encoding in encodings)
+        width = padded_width(len(encodings[0]), longest=self.window)
         ids = torch.zeros(len(encodings), width, dtype=torch.long)
         mask = torch.zeros(len(encodings), width, dtype=torch.long)
         for row, encoding in enumerate(encodings):
@@ -99,18 +100,6 @@ class SentenceEncoder:
             weights = mask.to(device).unsqueeze(-1).float()
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         return torch.nn.functional.normalize(pooled, dim=-1)
-
-
-def _batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Group texts of similar length so that a batch holds at most ``limit`` tokens, padding included."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[index] * (len(batch) + 1) > limit:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def load_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
@@ -126,13 +115,9 @@ def load_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
 
 
 def recent_sentence_encoder(name: str | os.PathLike[str]) -> SentenceEncoder:
-    """Return what ``load_sentence_encoder`` returned within the last second, for calls that come by the thousand."""
-    return _recent(model_path(name))
-
-
-@cached(TTLCache(maxsize=4, ttl=1.0), lock=Lock())
-def _recent(folder: Path) -> SentenceEncoder:
-    return load_sentence_encoder(folder)
+    """Do as ``load_sentence_encoder``, but look at the files once a second: for calls that come by the thousand."""
+    folder = model_path(name)
+    return _load(folder, recent_fingerprint(folder))
 
 
 @lru_cache(maxsize=4)
@@ -156,9 +141,11 @@ def _load(folder: Path, fingerprint: str) -> SentenceEncoder:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
         raise ModelError(f"{folder} cannot be read as a sentence encoder: {error}") from error
+    check_unchanged(folder, fingerprint)
     tokenizer.no_padding()
-    tokenizer.enable_truncation(_window(folder, model))
-    return SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, _pooling(folder))
+    window = _window(folder, model)
+    tokenizer.enable_truncation(window)
+    return SentenceEncoder(fingerprint, model.eval().to(torch.device(device)), tokenizer, window, _pooling(folder))
 
 
 def _window(folder: Path, model: Any) -> int:  # noqa: ANN401 (transformers types its models loosely)

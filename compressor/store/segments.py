@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, repeat
@@ -15,6 +16,7 @@ from cachetools import LRUCache
 
 from kompakt.compressor.base import Compressor, Request
 from kompakt.compressor.errors import BudgetError
+from kompakt.compressor.models.locate import look_again
 from kompakt.compressor.results import unchanged
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.store.keys import text_keys
@@ -29,6 +31,8 @@ from kompakt.compressor.types import (
     TextPart,
 )
 from kompakt.compressor.units.code import language_of
+
+_LOG = logging.getLogger(__name__)
 
 _STAGE: Final = "store"
 _VERBATIM: Final = frozenset(Kind) - {Kind.OMISSION, Kind.SEPARATOR}
@@ -106,7 +110,21 @@ def compress_each(
     keys = SegmentKeys(compressor, like).keys(documents)
     results = find_segments(like.artefacts, keys, documents, decoded=decoded)
     missing = {key: index for index, key in enumerate(keys) if results[index] is None}
-    made = dict(zip(missing, _compress_all(compressor, like, [documents[i] for i in missing.values()]), strict=True))
+    made = _make(compressor, like, {key: documents[index] for key, index in missing.items()}) if missing else {}
+    return [
+        _renamed(made[key], document) if result is None else result
+        for key, document, result in zip(keys, documents, results, strict=True)
+    ]
+
+
+def _make(compressor: Compressor, like: Request, missing: Mapping[bytes, Document]) -> dict[bytes, Compressed]:
+    """Compress documents and store what came out, unless their keys name a model that is no longer there."""
+    look_again()
+    made = dict(zip(missing, _compress_all(compressor, like, list(missing.values())), strict=True))
+    key, document = next(iter(missing.items()))
+    if SegmentKeys(compressor, like).keys([document]) != [key]:
+        _LOG.warning("a model changed while %d segments were compressed: they are not stored", len(made))
+        return made
     like.artefacts.store.put_many(
         {
             key: encode_segment(result)
@@ -114,10 +132,7 @@ def compress_each(
             if result.outcome.status is not Status.PASSED_THROUGH
         }
     )
-    return [
-        _renamed(made[key], document) if result is None else result
-        for key, document, result in zip(keys, documents, results, strict=True)
-    ]
+    return made
 
 
 class DecodedSegments:

@@ -1,11 +1,14 @@
 """Vectors of segments: unit length, and in step with the catalogue."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
 
 from kompakt import ConfigError, Document, ModelNotFoundError
+from kompakt.compressor.errors import StoreError
+from kompakt.compressor.models.locate import model_path
 from kompakt.retrieval.catalogue import Catalogue
 from kompakt.retrieval.chunks import Chunk
 from kompakt.retrieval.encoding import SegmentVectors, as_encoder, embedded
@@ -83,3 +86,15 @@ def test_encoders_have_a_name_or_are_objects(empty_cache, tmp_path):
     name, named = as_encoder(tmp_path)
     assert name == str(tmp_path)
     assert len(named.fingerprint) == 64
+
+
+@pytest.mark.models
+def test_a_model_that_was_replaced_encodes_nothing_for_this_index(tmp_path):
+    folder = tmp_path / "minilm"
+    shutil.copytree(model_path("minilm-l6"), folder)
+    _, named = as_encoder(folder)
+    assert named.encode(["a"]).shape == (1, 384)
+    with (folder / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(StoreError, match="has changed since the index was opened"):
+        named.encode(["b"])

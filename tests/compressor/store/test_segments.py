@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -292,6 +293,27 @@ def test_what_failed_is_not_stored_and_is_tried_again(store, caplog):
         assert hits([good, bad, also]) == [turn, 0, turn]
         assert f"{PROSE} boom" in compressor.asked[asked:]
     assert len(list(store.keys())) == 2
+
+
+def test_what_was_made_while_the_model_changed_is_not_stored(store, caplog):
+    weights = ["old"]
+
+    class Replaced(Counting):
+        @property
+        def weights_fingerprint(self):
+            return weights[0]
+
+        def score(self, units, query):
+            weights[0] = "new"
+            return super().score(units, query)
+
+    request = like([Document(PROSE, "a")], store, keep=0.5)
+    compressor = Replaced()
+    with caplog.at_level(logging.WARNING):
+        [result] = compress_each(compressor, request)
+    assert result.outcome.status is Status.COMPRESSED
+    assert "a model changed while 1 segments were compressed" in caplog.text
+    assert [compress_each(compressor, request)[0].trace[-1].cache_hits for _ in range(2)] == [0, 1]
 
 
 def test_what_is_the_callers_to_mend_is_raised(store):
