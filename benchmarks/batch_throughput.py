@@ -1,9 +1,10 @@
 """Many short documents: one call of ``compress_batch`` against a loop over single calls, each on one core.
 
-    python benchmarks/batch_throughput.py [--documents 300] [--sentences 3]
+    python benchmarks/batch_throughput.py [--documents 300] [--sentences 3] [--repeats 3]
 
 The documents are made of sentences of the examples, all different, so that nothing is found in a cache: each is its
-own context with its own question. Results that differ between the two ways are counted.
+own context with its own question. Both ways are timed in turns, with empty caches, and the medians compared. Results
+that differ between the two ways are counted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import random
 import time
 from pathlib import Path
+from statistics import median
 
 import kompakt
 from kompakt.compressor.base import Compressor
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=3)
     parser.add_argument("--compressors", nargs="+", default=["extractive", "selective-context"])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     import torch
 
@@ -66,12 +69,20 @@ def main() -> None:
     )
     for name in args.compressors:
         seconds_of(name, documents[:20], queries[:20], one_by_one=True)
-        alone, texts = seconds_of(name, documents, queries, one_by_one=True)
-        together, same = seconds_of(name, documents, queries, one_by_one=False)
-        n_different = sum(one != other for one, other in zip(texts, same, strict=True))
+        turns = [
+            (
+                seconds_of(name, documents, queries, one_by_one=True),
+                seconds_of(name, documents, queries, one_by_one=False),
+            )
+            for _ in range(args.repeats)
+        ]
+        alone, together = (median(turn[way][0] for turn in turns) for way in (0, 1))
+        factors = [loop[0] / batch[0] for loop, batch in turns]
+        n_different = sum(one != other for one, other in zip(turns[0][0][1], turns[0][1][1], strict=True))
         print(
             f"{name}: loop {len(documents) / alone:.1f} documents/s, batch {len(documents) / together:.1f}, "
-            f"factor {alone / together:.2f}, {n_different} results differ"
+            f"factor {median(factors):.2f} (from {min(factors):.2f} to {max(factors):.2f}), "
+            f"{n_different} results differ"
         )
 
 

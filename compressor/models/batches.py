@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final
 
-_STEP: Final = 16
+_STEP: Final = 8
 
 
 def padded_width(length: int, *, longest: int) -> int:
@@ -14,6 +14,7 @@ def padded_width(length: int, *, longest: int) -> int:
 
     Matrix products in bf16 round otherwise where a row ends within a tile of the processor than where padding fills
     it. With one width for each length, whoever stands beside it, a row's result is the same alone and in any batch.
+    Of widths in steps of 1, 4, 8 and 16, short texts were fastest on a CPU with 8.
     """
     return min(-(-length // _STEP) * _STEP, longest)
 

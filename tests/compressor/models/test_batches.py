@@ -8,9 +8,9 @@ from kompakt.compressor.models.batches import equal_width_batches, padded_width
 
 
 @pytest.mark.parametrize(
-    ("length", "longest", "width"), [(0, 64, 0), (1, 64, 16), (16, 64, 16), (17, 64, 32), (17, 24, 24)]
+    ("length", "longest", "width"), [(0, 64, 0), (1, 64, 8), (8, 64, 8), (9, 64, 16), (9, 12, 12)]
 )
-def test_a_row_is_filled_up_to_a_multiple_of_16_or_the_window(length, longest, width):
+def test_a_row_is_filled_up_to_a_multiple_of_8_or_the_window(length, longest, width):
     assert padded_width(length, longest=longest) == width
 
 
