@@ -112,3 +112,34 @@ def assert_complete(inputs, folder, *, stages=("lexical",), without=()):
         assert chunks
         assert None not in compressor.find(chunks)
     compressor.pipeline.close()
+
+
+def rewrite(path, lines):
+    """Write a file such that its time differs, too."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    write_lines(path, lines)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+class Watched:
+    """A sink that notes what another one is told."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.added, self.deleted, self.n_saves, self.is_closed = [], [], 0, False
+
+    def add(self, documents):
+        self.added.append([document.id for document in documents])
+        return self.inner.add(documents)
+
+    def delete(self, document_ids):
+        self.deleted += document_ids
+        return self.inner.delete(document_ids)
+
+    def save(self):
+        self.n_saves += 1
+        self.inner.save()
+
+    def close(self):
+        self.is_closed = True
+        self.inner.close()

@@ -322,3 +322,39 @@ def test_an_unknown_peer_is_refused(environments, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["make", str(tmp_path), "nobody"])
     with pytest.raises(SystemExit):
         environments.main()
+
+
+def test_what_a_model_said_is_remembered_and_its_seconds_are_counted_again(monkeypatch):
+    serve = imported("serve")
+    clock = iter(range(100))
+    monkeypatch.setattr(serve.time, "perf_counter", lambda: next(clock))
+    memory = serve.Memory(2)
+    asked = []
+
+    def answer(key):
+        return memory.get(key, lambda: asked.append(key) or f"said of {key}")
+
+    assert [answer(key) for key in "aab"] == ["said of a", "said of a", "said of b"]
+    assert memory.take_spared() == 1
+    assert memory.take_spared() == 0
+    # c takes the place of b, which was asked for longer ago than a
+    assert [answer(key) for key in "acab"] == [f"said of {key}" for key in "acab"]
+    assert asked == ["a", "b", "c", "b"]
+
+
+def test_nothing_is_remembered_by_a_memory_without_room():
+    memory = imported("serve").Memory(0)
+    assert [memory.get("a", lambda said=said: said) for said in (1, 2)] == [1, 2]
+    assert memory.take_spared() == 0
+
+
+def test_spared_seconds_are_part_of_an_answer():
+    serve = imported("serve")
+    memory = serve.Memory(1)
+
+    def compress(request):
+        return memory.get("key", lambda: time.sleep(0.05) or "text")
+
+    rows = [serve._answer(compress, {"id": number}, memory) for number in range(2)]
+    assert [row["text"] for row in rows] == ["text", "text"]
+    assert all(row["seconds"] >= 0.05 for row in rows)

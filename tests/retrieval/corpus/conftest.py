@@ -1,6 +1,9 @@
 """Files of a corpus, written and read back."""
 
+import gzip
+
 import pytest
+from corpus_parts import Watched, rows, sentences, write_lines
 
 from kompakt.retrieval.corpus.readers import ReadOptions, find_files, read_file
 
@@ -42,3 +45,28 @@ def read_error(read):
         return record.error
 
     return read_error
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder of files of several formats."""
+    folder = tmp_path / "in"
+    write_lines(folder / "a.jsonl", rows(25))
+    write_lines(folder / "sub" / "b.jsonl", rows(25, start=25))
+    (folder / "c.txt").write_text(sentences("c"), encoding="utf-8")
+    (folder / "d.md").write_text(f"# Title\n\n{sentences('d')}", encoding="utf-8")
+    (folder / "e.txt.gz").write_bytes(gzip.compress(sentences("e").encode()))
+    (folder / "f.docx").write_bytes(b"PK")
+    return folder
+
+
+@pytest.fixture
+def watch():
+    """Return a wrapper of sinks, and the sinks that it wrapped."""
+    sinks = []
+
+    def wrap(inner):
+        sinks.append(Watched(inner))
+        return sinks[-1]
+
+    return wrap, sinks
