@@ -10,6 +10,7 @@ openai.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import kompakt
@@ -84,4 +85,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except kompakt.KompaktError as error:
+        sys.exit(f"error: {error}")
