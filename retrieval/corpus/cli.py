@@ -45,8 +45,6 @@ _PLAIN_EVERY: Final = 10.0
 _QUARANTINED: Final = 2
 """Exit status."""
 _MAX_NAMED: Final = 5
-_FRONT_BYTES: Final = 16 << 20
-"""Memory in front of the store: a corpus comes by once, so that more would hold little that is asked for again."""
 _FULL: Final = 0.8
 """Share of its bound from which on a store is called full: one that is gets emptied to nine tenths."""
 
@@ -187,14 +185,14 @@ def _loaded(
     from kompakt.compressor.pipeline import Pipeline
     from kompakt.compressor.store.places import MEMORY, open_store
     from kompakt.retrieval.compressed import SegmentCompressor
-    from kompakt.retrieval.corpus.sink import with_store
+    from kompakt.retrieval.corpus.sink import FRONT_BYTES, with_store
 
     if to == MEMORY:
         raise ConfigError("--to memory would keep nothing beyond this command; give a path, a URL or default")
     written = Pipeline.from_toml(pipeline)
     check_budget(max_tokens, keep, written)
     name = tokenizer or written.tokenizer or DEFAULT_TOKENIZER
-    store = open_store(to, memory_bytes=_FRONT_BYTES)
+    store = open_store(to, memory_bytes=FRONT_BYTES)
     compressor = SegmentCompressor(with_store(written, store, tokenizer=name), keep=keep, max_tokens=max_tokens)
     return _Loaded(inputs, compressor, load_tokenizer(name), store)
 

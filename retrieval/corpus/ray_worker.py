@@ -14,7 +14,15 @@ from kompakt.compressor import errors
 from kompakt.compressor.errors import BackendError, ConfigError, KompaktError, MissingExtraError
 from kompakt.compressor.types import Document
 from kompakt.retrieval.corpus.batches import MAX_DEATHS
-from kompakt.retrieval.corpus.sink import DocumentReport, Sink, SinkReport, StoreSink, add_batch, with_store
+from kompakt.retrieval.corpus.sink import (
+    FRONT_BYTES,
+    DocumentReport,
+    Sink,
+    SinkReport,
+    StoreSink,
+    add_batch,
+    with_store,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,8 +34,6 @@ if TYPE_CHECKING:
 NUMBER: Final = "number"
 DOCUMENTS: Final = "documents"
 ANSWER: Final = "answer"
-_FRONT_BYTES: Final = 16 << 20
-"""Memory in front of a worker's store: a corpus comes by once."""
 _MAX_OPENINGS: Final = 5
 """Deaths of one worker while it opens its sink, after which the job ends: no document is to blame."""
 
@@ -192,7 +198,7 @@ class OpenSink:
 
         settings = self.settings
         tokenizer = load_tokenizer(settings.tokenizer)
-        store = open_store(self.store, memory_bytes=_FRONT_BYTES)
+        store = open_store(self.store, memory_bytes=FRONT_BYTES)
         pipeline = with_store(parse_pipeline(settings.pipeline_toml or ""), store, tokenizer=settings.tokenizer)
         compressor = SegmentCompressor(pipeline, keep=settings.keep, max_tokens=settings.max_tokens)
         self._check(compressor, tokenizer)

@@ -21,6 +21,9 @@ from kompakt.retrieval.compressed import SegmentCompressor
 ENDS_THE_JOB: Final = (ConfigError, MissingExtraError, ModelNotFoundError, StoreError)
 """Errors that no document is to blame for: every other one would fail as well."""
 
+FRONT_BYTES: Final = 4 << 20
+"""Memory in front of a job's store: a corpus comes by once, so that more would hold little that is asked for again."""
+
 _MAX_REASON: Final = 2000
 """Characters of a reason: some parsers put the whole text into their messages."""
 
