@@ -22,7 +22,7 @@ ENDS_THE_JOB: Final = (ConfigError, MissingExtraError, ModelNotFoundError, Store
 """Errors that no document is to blame for: every other one would fail as well."""
 
 FRONT_BYTES: Final = 4 << 20
-"""Memory in front of a job's store: a corpus comes by once, so that more would hold little that is asked for again."""
+"""Memory in front of a job's store: a corpus comes by once, so that little in it is asked for again."""
 
 _MAX_REASON: Final = 2000
 """Characters of a reason: some parsers put the whole text into their messages."""
