@@ -60,16 +60,17 @@ class Build:
 
 def build(folder: Path, corpus: Path, *, compressor: str, with_index: bool, name: str) -> Build:
     """Build a corpus into the folder's store, in a process of its own; ``name`` tells its state and index apart."""
-    pipeline, store, state, index = (
-        folder / part for part in ("p.toml", "s.sqlite", f"{name}-state", f"{name}-index")
-    )
+    pipeline, store, index = (folder / part for part in ("p.toml", "s.sqlite", f"{name}-index"))
+    # the state of a job with an index is kept beside the index
+    state = index / "corpus" if with_index else folder / f"{name}-state"
     pipeline.write_text(PIPELINE.format(compressor), encoding="utf-8")
+    where = ["--index", str(index)] if with_index else ["--state", str(state)]
     command = [
-        sys.executable, "-m", "kompakt", "corpus", "build", str(corpus), "--to", str(store),
-        "--pipeline", str(pipeline), "--state", str(state), "--keep", "0.5", "--json", "--quiet",
+        sys.executable, "-m", "kompakt", "corpus", "build", str(corpus), "--to", str(store), *where,
+        "--pipeline", str(pipeline), "--keep", "0.5", "--json", "--quiet",
     ]  # fmt: skip
     began = time.perf_counter()
-    child = subprocess.Popen(command + (["--index", str(index)] if with_index else []), stdout=subprocess.PIPE)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert child.stdout is not None
     said = child.stdout.read()
     # wait4 tells the peak of this child alone
@@ -82,7 +83,7 @@ def build(folder: Path, corpus: Path, *, compressor: str, with_index: bool, name
         peak=usage.ru_maxrss * 1024,
         manifest=json.loads(said),
         store=bytes_in(store),
-        index=bytes_in(index),
+        index=bytes_in(index) - bytes_in(state) if with_index else 0,
         state=bytes_in(state),
     )
 
