@@ -231,11 +231,12 @@ def test_a_driver_that_is_stopped_leaves_no_process_and_another_goes_on(tmp_path
         started = children(driver.pid)
         # as a terminal does, to all that is in the foreground
         (os.kill if how == signal.SIGKILL else os.killpg)(driver.pid, how)
-        out, err = driver.communicate(timeout=60)
+        _, err = driver.communicate(timeout=60)
     finally:
         driver.kill()
     assert driver.returncode == -how, err.decode()
-    assert (len(started) > 4, out) == (True, b"")
+    # the standard output is Ray's: it may tell there of the workers that it ended
+    assert len(started) > 4
     wait_until(lambda: not any(map(is_alive, started)))
     state = json.loads((tmp_path / "state" / "manifest.json").read_text("utf-8"))["state"]
     assert state == ("running" if how == signal.SIGKILL else "interrupted")
