@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kompakt.compressor import cli_render
+from kompakt.compressor import cli_progress, cli_render
 from kompakt.compressor.cli_options import Debug
 from kompakt.compressor.errors import InputError, MissingExtraError, ModelNotFoundError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from kompakt.compressor.evaluation.runner import Progress
@@ -145,16 +146,13 @@ def chosen_reader_tokenizer(reader: str | None) -> str | None:
     return None if reader is None or "://" in reader else reader
 
 
-@contextmanager
-def progress(*, quiet: bool) -> Iterator[Progress | None]:
+def progress(*, quiet: bool) -> AbstractContextManager[Progress | None]:
     """Show a bar with the time that is left on a terminal, and a line every few seconds elsewhere."""
-    console = cli_render.console(stderr=True)
-    if quiet:
-        yield None
-        return
-    if not console.is_terminal:
-        yield _plain()
-        return
+    return cli_progress.progress(_bar, _plain, quiet=quiet)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from kompakt.compressor import cli_render
+from kompakt.compressor import cli_progress, cli_render
 from kompakt.compressor.cli_options import Debug, Keep, MaxTokens, TokenizerName, check_budget
 from kompakt.compressor.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from kompakt.compressor.models.tokenizers import Tokenizer
@@ -126,7 +127,7 @@ def build_command(
         runner = ray_runner(settings, to, on_ray)
     # Ray tells of its troubles on the standard output, which is for the manifest
     told = nullcontext() if on_ray is None else redirect_stdout(sys.stderr)
-    with _progress(quiet=quiet) as show, told:
+    with cli_progress.progress(_bar, _plain, quiet=quiet) as show, told:
         manifest = run_job(
             settings,
             folder,
@@ -314,15 +315,7 @@ def _warn_if_full(store: Store) -> None:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[OnProgress | None]:
-    """Show a bar with the time that is left on a terminal, and a line every few seconds elsewhere."""
-    console = cli_render.console(stderr=True)
-    if quiet:
-        yield None
-        return
-    if not console.is_terminal:
-        yield _plain()
-        return
+def _bar(console: Console) -> Iterator[OnProgress]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -342,7 +335,7 @@ def _described(at: Progress) -> str:
     return f"{at.documents:,} documents{failed}, {at.tokens_per_second:,.0f} tokens/s{left}"
 
 
-def _plain() -> Callable[[Progress], None]:
+def _plain() -> OnProgress:
     last = time.monotonic()
 
     def show(at: Progress) -> None:
