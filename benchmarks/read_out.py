@@ -6,11 +6,12 @@ python benchmarks/read_out.py [SUMMARY_JSON] [--table NAME]
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent / "results"
+COMMITTED = Path(__file__).resolve().parent / "results" / "summary.json.gz"
 KEEPS = (0.5, 0.25, 0.1)
 
 
@@ -18,7 +19,8 @@ class Run:
     """A summary, with its cells by task, method and budget."""
 
     def __init__(self, path: Path) -> None:
-        self.data = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        self.data = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
         self.roles = {method["name"]: method["role"] for method in self.data["methods"]}
         self.cells = {(cell["task"], cell["method"], cell["keep"]): cell for cell in self.data["cells"]}
         self.tasks = [task["name"] for task in self.data["tasks"]]
@@ -129,7 +131,7 @@ TABLES: dict[str, Callable[[Run], str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("summary", type=Path, nargs="?", default=RESULTS / "summary.json")
+    parser.add_argument("summary", type=Path, nargs="?", default=COMMITTED)
     parser.add_argument("--table", choices=sorted(TABLES))
     args = parser.parse_args()
     run = Run(args.summary)
