@@ -207,9 +207,7 @@ class OpenSink:
             return segments
         from kompakt.retrieval.corpus.vector_sink import VectorSink
 
-        return VectorSink(
-            segments, compressor, tokenizer=tokenizer, chunk_tokens=settings.chunk_tokens, encoder=self.encoder
-        )
+        return VectorSink(segments, compressor, encoder=self.encoder)
 
     def _check(self, compressor: SegmentCompressor, tokenizer: Tokenizer) -> None:
         from kompakt.compressor.store.keys import release

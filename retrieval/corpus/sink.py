@@ -147,6 +147,10 @@ class StoreSink:
             StoreError: If the store did not keep them.
             Exception: Whatever a compressor raised; which document is at fault is not known.
         """
+        return self.add_cut(documents)[0]
+
+    def add_cut(self, documents: Sequence[Document]) -> tuple[SinkReport, list[Chunk]]:
+        """Do as ``add`` does, and return the chunks as well, for those who have more to do with them."""
         chunked: list[tuple[str, list[Chunk]]] = []
         failures: list[tuple[str, str]] = []
         for document in documents:
@@ -164,7 +168,7 @@ class StoreSink:
         self._require_kept(chunks, results)
         counted = iter(_counted(chunks, results))
         reports = [_summed(name, [next(counted) for _ in of_one]) for name, of_one in chunked]
-        return SinkReport(tuple(reports), tuple(failures))
+        return SinkReport(tuple(reports), tuple(failures)), chunks
 
     def delete(self, document_ids: Sequence[str]) -> int:
         """Return 0: segments are shared by all documents that have them, and stay until the store needs the room."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from kompakt.compressor.models.tokenizers import Tokenizer
 from kompakt.compressor.types import Document
-from kompakt.retrieval.chunks import split_chunks
 from kompakt.retrieval.compressed import SegmentCompressor
 from kompakt.retrieval.corpus.sink import SinkReport, StoreSink
 from kompakt.retrieval.encoding import BATCH, as_encoder, embedded
@@ -22,8 +20,6 @@ class VectorSink:
     Args:
         segments: Where the compressed segments go.
         compressor: What it compresses with; the pipeline's store also keeps the vectors.
-        tokenizer: Whose tokens limit the segments.
-        chunk_tokens: The most tokens of a segment.
         encoder: A model's name or folder.
 
     Raises:
@@ -35,26 +31,15 @@ class VectorSink:
         segments: StoreSink,
         compressor: SegmentCompressor,
         *,
-        tokenizer: Tokenizer,
-        chunk_tokens: int,
         encoder: str | os.PathLike[str],
     ) -> None:
         self._segments = segments
-        self._tokenizer = tokenizer
-        self._chunk_tokens = chunk_tokens
         _, self._encoder = as_encoder(encoder, artefacts=compressor.pipeline.artefacts())
         self._sentences = SentenceReader(compressor.pipeline)
 
     def add(self, documents: Sequence[Document]) -> SinkReport:
         """Compress and encode the segments of documents; see ``Sink.add``."""
-        report = self._segments.add(documents)
-        failed = {name for name, _ in report.failures}
-        chunks = [
-            chunk
-            for document in documents
-            if document.id not in failed
-            for chunk in split_chunks(document, tokenizer=self._tokenizer, max_tokens=self._chunk_tokens)
-        ]
+        report, chunks = self._segments.add_cut(documents)
         for start in range(0, len(chunks), BATCH):
             self._encoder.encode([embedded(one.context, one.text) for one in chunks[start : start + BATCH]])
         self._sentences.read_ahead(chunks)
