@@ -59,7 +59,11 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
         read_rows(path)
 
 
-@pytest.mark.parametrize("data", [b"{}", gzip.compress(b"{}" * 99)[:-9], b"\x1f\x8b\x08" + bytes(30)])
+@pytest.mark.parametrize(
+    "data",
+    [b"{}", gzip.compress(b"{}" * 99)[:-9], b"\x1f\x8b\x08" + bytes(30)],
+    ids=["not packed", "cut short", "damaged"],
+)
 def test_a_broken_archive_is_named(tmp_path, data):
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(data)
