@@ -1,6 +1,7 @@
 """No test reaches the network, and none sees a cache that it did not ask for."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -14,6 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# a run in the background of a shell ignores it, and so would the processes that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("kompakt", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("kompakt")
