@@ -1,0 +1,77 @@
+"""Texts that were compressed once, and are sent the same way in every later turn of their conversation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from kompakt.adapters._messages import Target
+from kompakt.adapters._wires import Slot
+from kompakt.compressor.store.artefacts import Artefacts
+from kompakt.compressor.store.keys import text_keys
+
+_SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What became of a text when it was first seen.
+
+    Args:
+        text: What is sent in its place; None if it is sent as it is.
+        tokens: The tokens of that which could have been compressed away.
+    """
+
+    text: str | None
+    tokens: int
+
+
+class FrozenTexts:
+    """Remembers, in a store, what became of each text of a conversation.
+
+    A text is known by all texts before it and by the place in which it stands, so what one conversation froze under
+    its question is not found by another. Turn n+1 of a conversation begins with the bytes of turn n.
+
+    Args:
+        artefacts: The store, and whose texts these are.
+        recipe: What decides a result beside the text and the question: pipeline, tokenizer, budget.
+    """
+
+    def __init__(self, artefacts: Artefacts, recipe: Sequence[object]) -> None:
+        self._artefacts = artefacts
+        self._recipe = ["frozen", _SCHEMA, *recipe]
+
+    def keys(self, slots: Sequence[Slot], targets: Sequence[Target]) -> list[bytes]:
+        """Return the key of each target of a request with these texts."""
+        wanted = {target.slot.path for target in targets}
+        chain, names = hashlib.sha256(), []
+        for slot in slots:
+            for part in (slot.role, slot.tool, slot.text):
+                data = part.encode("utf-8", "surrogatepass")
+                chain.update(len(data).to_bytes(8, "big") + data)
+            if slot.path in wanted:
+                names.append(chain.hexdigest())
+        return text_keys(self._recipe, names, tenant=self._artefacts.tenant)
+
+    def find(self, keys: Sequence[bytes]) -> list[Frozen | None]:
+        """Return what is known under each key."""
+        return [None if value is None else _decoded(value) for value in self._artefacts.store.get_many(keys)]
+
+    def keep(self, frozen: Mapping[bytes, Frozen]) -> None:
+        """Remember what became of texts."""
+        self._artefacts.store.put_many(
+            {key: json.dumps([one.text, one.tokens]).encode() for key, one in frozen.items()}
+        )
+
+
+def _decoded(value: bytes) -> Frozen | None:
+    try:
+        match json.loads(value):
+            case [str() | None as text, int(tokens)]:
+                return Frozen(text, tokens)
+    except ValueError:  # a damaged entry is a miss
+        return None
+    return None
