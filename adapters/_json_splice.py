@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -68,3 +69,25 @@ def string_places(text: str) -> dict[Path, tuple[int, int]]:
             case '"':
                 places[tuple(path)] = token.span()
     return places
+
+
+def drop_key(text: str, key: str) -> str:
+    """Return a JSON object's text without one of its own keys, and all else as it was.
+
+    Args:
+        text: Valid JSON: an object.
+        key: The key; every time that it stands there goes.
+    """
+    cuts, depth = [], 0
+    for token in _TOKEN.finditer(text):
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if token[0] in "{}," and depth == (token[0] != "}"):
+            cuts.append(token.start())
+    members = [text[start + 1 : end] for start, end in pairwise(cuts)]
+    kept = [member for member in members if not _has_key(member, key)]
+    return f"{text[: cuts[0] + 1]}{','.join(kept)}{text[cuts[-1] :]}"
+
+
+def _has_key(member: str, key: str) -> bool:
+    token = _TOKEN.search(member)
+    return token is not None and token[0].startswith('"') and json.loads(token[0]) == key

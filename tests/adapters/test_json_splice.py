@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kompakt.adapters._json_splice import replace_strings, string_places
+from kompakt.adapters._json_splice import drop_key, replace_strings, string_places
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -58,3 +58,19 @@ def test_of_equal_keys_the_last_counts_as_it_does_to_a_parser():
 def test_a_place_without_a_string_is_an_error():
     with pytest.raises(KeyError):
         replace_strings('{"a": 1}', {("a",): "2"})
+
+
+@given(st.dictionaries(st.text(max_size=3) | st.just("kompakt"), values, max_size=5), st.sampled_from([None, 1]))
+def test_a_key_is_dropped_and_nothing_else(value, indent):
+    text = json.dumps(value, indent=indent)
+    new = drop_key(text, "kompakt")
+    assert json.loads(new) == {key: inner for key, inner in value.items() if key != "kompakt"}
+    if "kompakt" not in value:
+        assert new == text
+
+
+def test_numbers_and_spaces_stay_when_a_key_is_dropped():
+    text = '{ "a": 1.50, "kompakt" : {"keep": [0.5, {"kompakt": 1}]} , "b":{"kompakt":2} }'
+    assert drop_key(text, "kompakt") == '{ "a": 1.50, "b":{"kompakt":2} }'
+    assert drop_key('{"kompakt": 1}', "kompakt") == "{}"
+    assert drop_key('{"kompakt": 1, "kompakt": 2, "a": "}"}', "kompakt") == '{ "a": "}"}'

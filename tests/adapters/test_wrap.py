@@ -1,0 +1,410 @@
+"""Every method of the clients goes out compressed, and what comes back is what the library makes of it."""
+
+import asyncio
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from kompakt import ConfigError, Pipeline
+from kompakt.adapters._engine import Engine
+from kompakt.adapters._http import Kompakt, wrap_http_client
+from kompakt.adapters._settings import Settings
+from kompakt.adapters.openai import Rules, wrap
+
+openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
+pydantic = pytest.importorskip("pydantic")
+
+LOG = " ".join(f"Ship {n} left port {n % 7} with {n * 13} bells on day {n}." for n in range(60))
+QUESTION = "How many bells did ship 30 carry?"
+ANSWER = "Ship 30 left port 2 with 390 bells"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers as OpenAI and Anthropic do, and keeps what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests = []
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def sent(self):
+        """The body of the last request."""
+        return self.requests[-1][2]
+
+
+USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+CHAT = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": '{"bells": 390}'}}],
+    "usage": USAGE,
+}
+CHUNK = {
+    "id": "c",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "delta": {"role": "assistant", "content": "39"}, "finish_reason": None}],
+}
+COMPLETION = {**CHAT, "object": "text_completion", "choices": [{"index": 0, "text": "390", "finish_reason": "stop"}]}
+OUTPUT = {"type": "message", "id": "m", "role": "assistant", "status": "completed"}
+RESPONSE = {
+    "id": "r",
+    "object": "response",
+    "created_at": 1,
+    "model": "m",
+    "status": "completed",
+    "parallel_tool_calls": False,
+    "tool_choice": "auto",
+    "tools": [],
+    "output": [{**OUTPUT, "content": [{"type": "output_text", "text": '{"bells": 390}', "annotations": []}]}],
+}
+MESSAGE = {
+    "id": "m",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": '{"bells": 390}'}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
+STREAMS = {
+    "/v1/chat/completions": [CHUNK, {**CHUNK, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}],
+    "/v1/completions": [COMPLETION],
+    "/v1/responses": [
+        {"type": "response.created", "sequence_number": 0, "response": {**RESPONSE, "output": []}},
+        {"type": "response.completed", "sequence_number": 1, "response": RESPONSE},
+    ],
+    "/v1/messages": [
+        {"type": "message_start", "message": {**MESSAGE, "content": [], "stop_reason": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "390"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ],
+}
+ANSWERS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETION,
+    "/v1/responses": RESPONSE,
+    "/v1/messages": MESSAGE,
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append((self.path, dict(self.headers.items()), body))
+        path = self.path.partition("?")[0]
+        if body.get("stream"):
+            self.stream(STREAMS[path])
+        else:
+            self.answer(ANSWERS.get(path, {"path": path}))
+
+    def do_GET(self):
+        self.server.requests.append((self.path, dict(self.headers.items()), None))
+        self.answer({"object": "list", "data": []})
+
+    def answer(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def stream(self, events):
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for event in events:
+            name = f"event: {event['type']}\n" if "type" in event else ""
+            self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(0.2)
+        if events[0] in (CHUNK, COMPLETION):
+            self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server() as made:
+        thread = threading.Thread(target=made.serve_forever, daemon=True)
+        thread.start()
+        yield made
+        made.shutdown()
+
+
+def pipeline():
+    return Pipeline(["lexical"], store="memory")
+
+
+class Bells(pydantic.BaseModel):
+    bells: int
+
+
+CALL = {"id": "t", "type": "function", "function": {"name": "log", "arguments": "{}"}}
+MESSAGES = [
+    {"role": "user", "content": QUESTION},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "t", "content": LOG},
+]
+ITEMS = [
+    {"role": "user", "content": QUESTION},
+    {"type": "function_call", "call_id": "t", "name": "log", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "t", "output": LOG},
+]
+BLOCKS = [
+    {"role": "user", "content": QUESTION},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "log", "input": {}}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": LOG}]},
+]
+PROMPT = f"Read this.\n\n{LOG}\n\n{QUESTION}"
+
+OPENAI = {
+    "chat create": lambda c: c.chat.completions.create(model="m", messages=MESSAGES),
+    "chat create of a generator": lambda c: c.chat.completions.create(model="m", messages=(m for m in MESSAGES)),
+    "chat parse": lambda c: c.chat.completions.parse(model="m", messages=MESSAGES, response_format=Bells),
+    "chat stream=True": lambda c: c.chat.completions.create(model="m", messages=MESSAGES, stream=True),
+    "chat raw": lambda c: c.chat.completions.with_raw_response.create(model="m", messages=MESSAGES),
+    "chat with_options": lambda c: c.with_options(timeout=9).chat.completions.create(model="m", messages=MESSAGES),
+    "completions": lambda c: c.completions.create(model="m", prompt=PROMPT),
+    "completions stream=True": lambda c: c.completions.create(model="m", prompt=PROMPT, stream=True),
+    "responses create": lambda c: c.responses.create(model="m", input=ITEMS),
+    "responses parse": lambda c: c.responses.parse(model="m", input=ITEMS, text_format=Bells),
+    "responses stream=True": lambda c: c.responses.create(model="m", input=ITEMS, stream=True),
+    "responses raw": lambda c: c.responses.with_raw_response.create(model="m", input=ITEMS),
+}
+ANTHROPIC = {
+    "messages create": lambda c: c.messages.create(model="m", max_tokens=9, messages=BLOCKS),
+    "messages stream=True": lambda c: c.messages.create(model="m", max_tokens=9, messages=BLOCKS, stream=True),
+    "messages raw": lambda c: c.messages.with_raw_response.create(model="m", max_tokens=9, messages=BLOCKS),
+    "beta messages": lambda c: c.beta.messages.create(model="m", max_tokens=9, messages=BLOCKS),
+    "messages with_options": lambda c: c.with_options(timeout=9).messages.create(
+        model="m", max_tokens=9, messages=BLOCKS
+    ),
+}
+CASES = [pytest.param(openai, "OpenAI", call, id=name) for name, call in OPENAI.items()]
+CASES += [pytest.param(anthropic, "Anthropic", call, id=name) for name, call in ANTHROPIC.items()]
+
+
+def client(library, name, server):
+    url = server.url if library is openai else server.url.removesuffix("/v1")
+    return getattr(library, name)(base_url=url, api_key="k", max_retries=0)
+
+
+def drained(answer):
+    """Return what a stream gave and when, or the answer itself."""
+    if not hasattr(answer, "__iter__") or isinstance(answer, pydantic.BaseModel):
+        return answer
+    return [(event, time.monotonic()) for event in answer]
+
+
+async def adrained(answer):
+    if not hasattr(answer, "__aiter__"):
+        return answer
+    return [(event, time.monotonic()) async for event in answer]
+
+
+def as_value(answer):
+    """Return an answer without what differs from call to call."""
+    if isinstance(answer, list):
+        return [as_value(event) for event, _ in answer]
+    if hasattr(answer, "model_dump"):
+        return type(answer), repr(answer)
+    return type(answer), answer.http_response.status_code, answer.headers["content-length"]
+
+
+def check(server, answer, plain, before):
+    sent = json.dumps(server.sent)
+    assert ANSWER in sent
+    assert len(sent) < 0.7 * len(before)
+    assert QUESTION in sent
+    assert as_value(answer) == as_value(plain)
+    if isinstance(answer, list) and len(answer) > 1:
+        assert answer[-1][1] - answer[0][1] > 0.15, "a stream was held back"
+
+
+@pytest.mark.parametrize(("library", "name", "call"), CASES)
+def test_every_method_is_compressed_and_answers_alike(server, library, name, call):
+    plain = client(library, name, server)
+    expected = drained(call(plain))
+    before = json.dumps(server.sent)
+    with wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
+        assert type(wrapped) is type(plain)
+        check(server, drained(call(wrapped)), expected, before)
+        assert wrapped.kompakt.last.outcome.status == "compressed"
+    plain.close()
+
+
+@pytest.mark.parametrize(("library", "name", "call"), CASES)
+def test_every_method_of_the_async_clients_too(server, library, name, call):
+    async def main():
+        plain = client(library, f"Async{name}", server)
+        expected = await adrained(await call(plain))
+        before = json.dumps(server.sent)
+        async with wrap(plain, pipeline=pipeline(), keep=0.3, deadline=30) as wrapped:
+            assert type(wrapped) is type(plain)
+            check(server, await adrained(await call(wrapped)), expected, before)
+            assert wrapped.kompakt.last.outcome.status == "compressed"
+
+    asyncio.run(main())
+
+
+def test_stream_managers(server):
+    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3) as wrapped:
+        with wrapped.chat.completions.stream(model="m", messages=MESSAGES) as stream:
+            assert "39" in "".join(event.delta for event in stream if event.type == "content.delta")
+        assert ANSWER in server.sent["messages"][2]["content"]
+        with wrapped.responses.stream(model="m", input=ITEMS) as stream:
+            assert stream.get_final_response().output_text == '{"bells": 390}'
+        assert server.sent["input"][2]["output"] != LOG
+        with wrapped.chat.completions.with_streaming_response.create(model="m", messages=MESSAGES) as response:
+            assert response.headers["x-kompakt-outcome"] == "compressed"
+            assert json.loads(response.read()) == CHAT
+    with wrap(client(anthropic, "Anthropic", server), pipeline=pipeline(), keep=0.3) as wrapped:
+        with wrapped.messages.stream(model="m", max_tokens=9, messages=BLOCKS) as stream:
+            assert "".join(stream.text_stream) == "390"
+        assert server.sent["messages"][2]["content"][0]["content"] != LOG
+
+
+def test_the_client_that_was_given_stays_as_it_is(server):
+    plain = client(openai, "OpenAI", server)
+    wrapped = wrap(plain, pipeline=pipeline(), keep=0.3)
+    plain.chat.completions.create(model="m", messages=MESSAGES)
+    assert server.sent["messages"] == MESSAGES
+    assert not hasattr(plain, "kompakt")
+    assert (wrapped.api_key, wrapped.base_url, wrapped.max_retries) == (plain.api_key, plain.base_url, 0)
+    wrapped.close()
+
+
+def test_what_is_of_another_interface_is_left_alone(server):
+    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3) as wrapped:
+        assert wrapped.models.list().data == []
+        answer = wrapped.post("/embeddings", body={"model": "m", "input": LOG}, cast_to=object)
+        assert answer == {"path": "/v1/embeddings"}
+        assert server.sent == {"model": "m", "input": LOG}
+        assert wrapped.kompakt.last is None
+    with wrap(client(anthropic, "Anthropic", server), pipeline=pipeline(), keep=0.3) as wrapped:
+        wrapped.post("/v1/messages/count_tokens", body={"messages": BLOCKS}, cast_to=object)
+        assert server.sent == {"messages": BLOCKS}
+
+
+def test_one_request_may_ask_for_something_else(server):
+    def asked(**options):
+        wrapped.chat.completions.create(model="m", messages=MESSAGES, **options)
+        _, headers, body = server.requests[-1]
+        assert "kompakt" not in body
+        assert not [name for name in headers if "kompakt" in name.lower()]
+        return body["messages"][2]["content"]
+
+    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.5, reuse="never") as wrapped:
+        default = asked()
+        assert len(asked(extra_body={"kompakt": {"keep": 0.1}})) < 0.3 * len(default)
+        assert len(asked(extra_headers={"x-kompakt-max-tokens": "100"})) < len(default)
+        assert "Ship 51 left" in asked(extra_headers={"x-kompakt-query": "ship%2051", "x-kompakt-keep": "0.1"})
+        assert asked(extra_headers={"x-kompakt-bypass": "true"}) == LOG
+        assert wrapped.kompakt.last.outcome.reason == "bypassed, as the request asks"
+        assert asked(extra_body={"kompakt": {"dry_run": True}}) == LOG
+        assert wrapped.kompakt.last.tokens_after < wrapped.kompakt.last.tokens_before
+        for wrong, message in (
+            ({"keep": 3}, "keep must be"),
+            ({"keep": True}, "keep must be a number, got True"),
+            ({"max_tokens": 1.5}, "max_tokens must be a whole number"),
+            ({"query": 1}, "query must be a string"),
+            ({"bypass": "perhaps"}, "bypass must be true or false"),
+            ({"ratio": 2}, "cannot ask kompakt for 'ratio'. Known: bypass, dry_run, keep, max_tokens, query"),
+            ([], "must hold an object"),
+        ):
+            assert asked(extra_body={"kompakt": wrong}) == LOG
+            assert message in wrapped.kompakt.last.outcome.reason
+
+
+def test_responses_say_what_was_done(server):
+    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3) as wrapped:
+        raw = wrapped.chat.completions.with_raw_response.create(model="m", messages=MESSAGES)
+        last = wrapped.kompakt.last
+        assert raw.headers["x-kompakt-outcome"] == "compressed"
+        assert int(raw.headers["x-kompakt-tokens-before"]) == last.tokens_before
+        assert int(raw.headers["x-kompakt-tokens-after"]) == last.tokens_after
+        raw = wrapped.chat.completions.with_raw_response.create(
+            model="m", messages=MESSAGES, extra_headers={"x-kompakt-keep": "f%C3%BCnf"}
+        )
+        assert raw.headers["x-kompakt-reason"].startswith("keep must be a number, got 'f%C3%BC")
+
+
+def test_rules_are_followed(server):
+    with wrap(
+        client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3, rules=Rules(tools={"log": 1})
+    ) as wrapped:
+        wrapped.chat.completions.create(model="m", messages=MESSAGES)
+        assert server.sent["messages"] == MESSAGES
+        assert wrapped.kompakt.last.outcome.status == "fits"
+
+
+@pytest.mark.parametrize("wrong", [None, "client", object(), threading])
+def test_what_is_no_client_is_named(wrong):
+    with pytest.raises(ConfigError, match="a client of openai or anthropic"):
+        wrap(wrong, keep=0.5)
+
+
+def test_a_client_is_wrapped_once(server):
+    wrapped = wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.5)
+    with pytest.raises(ConfigError, match="compresses what it sends already"):
+        wrap(wrapped, keep=0.5)
+    wrapped.close()
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+def test_both_libraries_are_served(server, name):
+    library = pytest.importorskip(name)
+    kompakt = Kompakt(Engine(pipeline(), Settings(keep=0.3)))
+    with wrap_http_client(library.Client(headers={"x-own": "1"}), kompakt) as made:
+        answer = made.post(f"{server.url}/chat/completions", json={"messages": MESSAGES})
+        assert answer.json() == CHAT
+        assert answer.headers["x-kompakt-outcome"] == "compressed"
+        _, headers, body = server.requests[-1]
+        assert headers["x-own"] == "1"
+        assert ANSWER in body["messages"][2]["content"]
+    with pytest.raises(ConfigError, match="not a client of httpx or httpx2"):
+        wrap_http_client(object(), kompakt)
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"\xff\xfe", {}),
+        (b'{"messages": 3}', {}),
+        (b"{}", {"content-encoding": "identity"}),
+        (b"{}", {"content-type": "text/plain"}),
+    ],
+)
+def test_what_cannot_be_read_goes_out_to_the_byte(content, headers):
+    httpx2 = pytest.importorskip("httpx2")
+    sent = []
+
+    def answer(request):
+        sent.append(request.read())
+        return httpx2.Response(200)
+
+    inner = httpx2.Client(transport=httpx2.MockTransport(answer))
+    with wrap_http_client(inner, Kompakt(Engine(pipeline(), Settings(keep=0.3)))) as made:
+        made.post("http://x/v1/messages", content=content, headers={"content-type": "application/json"} | headers)
+    assert sent == [content]
