@@ -43,6 +43,7 @@ class Rules:
         min_tokens: Texts with fewer tokens that could go are left as they are.
         before_breakpoint: Whether texts are compressed at first sight, too, if they stand before a cache breakpoint
             of the request. A provider that has them in its cache must then read them again once.
+        first_message: Messages before the one with this number stay as they are.
     """
 
     tool_outputs: bool = True
@@ -51,6 +52,7 @@ class Rules:
     tools: Mapping[str, float] = field(default_factory=dict)
     min_tokens: int = 200
     before_breakpoint: bool = False
+    first_message: int = 0
 
     def __post_init__(self) -> None:
         for name, keep in self.tools.items():
@@ -86,7 +88,7 @@ def find_targets(slots: Sequence[Slot], rules: Rules) -> list[Target]:
 
 
 def _target(slot: Slot, rules: Rules) -> Target | None:
-    if slot.is_fixed or not _is_unicode(slot.text):
+    if slot.is_fixed or slot.message < rules.first_message or not _is_unicode(slot.text):
         return None
     keep = rules.tools.get(slot.tool) if slot.tool else None
     match slot.role:

@@ -1,0 +1,123 @@
+"""The de-facto interface for compressing messages and getting originals back: ``/v1/compress``, ``/v1/retrieve``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from kompakt.adapters._engine import Engine
+from kompakt.adapters._json_splice import replace_strings
+from kompakt.adapters._wires import Slot, Wire, find_slots
+from kompakt.compressor.errors import InputError
+from kompakt.compressor.store.artefacts import Artefacts
+from kompakt.compressor.store.keys import text_keys
+
+_HASH_CHARACTERS: Final = 24
+_HASH: Final = re.compile(r"[a-f0-9]{12,24}")
+_MODES: Final = (None, "ccr", "lossy_inline")
+_OPTIONS: Final = ("mode", "frozen_message_count")
+
+
+async def compress_messages(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer ``POST /v1/compress``.
+
+    Args:
+        engine: What compresses.
+        request: ``messages`` of OpenAI's chat completions or of Anthropic's messages, and ``config`` with ``mode``
+            and ``frozen_message_count``: the first messages, which stay as they are. In mode ``ccr`` each text that
+            was compressed ends with the hash by which its original can be had; in ``lossy_inline`` no originals are
+            kept. Other keys say nothing to kompakt.
+
+    Returns:
+        As many messages in the same order, and what was done. ``compression_ratio`` is the share that was removed.
+
+    Raises:
+        InputError: If the request is not of this form.
+    """
+    messages, mode, n_frozen = _checked(request)
+    wire = Wire.MESSAGES if _has_results(messages) else Wire.CHAT_COMPLETIONS
+    settings = replace(engine.settings, rules=replace(engine.settings.rules, first_message=n_frozen))
+    text = json.dumps({"messages": messages})
+    done = await engine.arewrite(text, wire, settings=settings)
+    before, after = (find_slots(json.loads(one), wire) for one in (text, done.text or text))
+    changed = [(old, new.text) for old, new in zip(before, after, strict=True) if old.text != new.text]
+    hashes = (
+        [] if mode == "lossy_inline" else keep_originals(engine.pipeline.artefacts(), [old for old, _ in changed])
+    )
+    written = done.text or text
+    if mode == "ccr":
+        notes = {
+            old.path: f"{new}\n[original: headroom_retrieve hash={name}]"
+            for (old, new), name in zip(changed, hashes, strict=True)
+        }
+        written = replace_strings(written, notes)
+    report = done.report
+    saved = report.tokens_before - report.tokens_after
+    return {
+        "messages": json.loads(written)["messages"],
+        "tokens_before": report.tokens_before,
+        "tokens_after": report.tokens_after,
+        "tokens_saved": saved,
+        "compression_ratio": round(saved / report.tokens_before, 4) if report.tokens_before else 0.0,
+        "transforms_applied": [stage.compressor.name for stage in engine.pipeline.stages] if changed else [],
+        "ccr_hashes": list(dict.fromkeys(hashes)),
+        "outcome": report.outcome.status.value,
+        "reason": report.outcome.reason,
+    }
+
+
+def _checked(request: Mapping[str, Any]) -> tuple[list[Any], str | None, int]:
+    messages, config = request.get("messages"), request.get("config") or {}
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise InputError("messages must be a list of objects")
+    if not isinstance(config, Mapping):
+        raise InputError(f"config must be an object, got {config!r}")
+    unknown = sorted(set(config) - set(_OPTIONS))
+    if unknown:
+        raise InputError(f"config has no option {unknown[0]!r}. Known: {', '.join(_OPTIONS)}")
+    mode, n_frozen = config.get("mode"), config.get("frozen_message_count") or 0
+    if mode not in _MODES:
+        raise InputError(f"mode must be null, 'ccr' or 'lossy_inline', got {mode!r}")
+    if isinstance(n_frozen, bool) or not isinstance(n_frozen, int) or n_frozen < 0:
+        raise InputError(f"frozen_message_count must be a whole number of at least 0, got {n_frozen!r}")
+    return messages, mode, n_frozen
+
+
+def _has_results(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether messages have blocks that only Anthropic's have."""
+    contents = (message.get("content") for message in messages)
+    blocks = (block for content in contents if isinstance(content, list) for block in content)
+    return any(isinstance(block, Mapping) and block.get("type") in ("tool_result", "tool_use") for block in blocks)
+
+
+def keep_originals(artefacts: Artefacts, slots: Sequence[Slot]) -> list[str]:
+    """Keep texts in the store, and return the hash by which each is found.
+
+    Args:
+        artefacts: The store, and whose texts these are.
+        slots: The texts.
+    """
+    texts = [slot.text for slot in slots]
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:_HASH_CHARACTERS] for text in texts]
+    artefacts.store.put_many({_key(artefacts, name): text.encode() for name, text in zip(hashes, texts, strict=True)})
+    return hashes
+
+
+def find_original(artefacts: Artefacts, name: str) -> str | None:
+    """Return the text of a hash, or None if it is not in the store.
+
+    Raises:
+        InputError: If it is no hash of this interface.
+    """
+    if not _HASH.fullmatch(name):
+        raise InputError(f"a hash has 12 to 24 characters of a-f and 0-9, got {name!r}")
+    [value] = artefacts.store.get_many([_key(artefacts, name)])
+    return None if value is None else value.decode()
+
+
+def _key(artefacts: Artefacts, name: str) -> bytes:
+    return text_keys(["original"], [name], tenant=artefacts.tenant)[0]

@@ -1,0 +1,325 @@
+"""A gateway that compresses what passes through it: in front of any server that speaks OpenAI's or Anthropic's API.
+
+Only the upstream that the operator names is ever asked. What is no request to a model passes through to the byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from kompakt.adapters._engine import Engine
+from kompakt.adapters._http import Kompakt, wrap_http_client
+from kompakt.adapters._settings import Settings
+from kompakt.adapters._wire_contract import compress_messages, find_original
+from kompakt.compressor.errors import ConfigError, InputError, MissingExtraError
+from kompakt.compressor.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+_LOG = logging.getLogger(__name__)
+
+GATE_HEADER: Final = "x-kompakt-token"
+
+_HOP_BY_HOP: Final = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+)
+"""Headers that are between two neighbours, and not for those behind them (RFC 9110, section 7.6.1)."""
+
+_NOT_SENT_ON: Final = _HOP_BY_HOP | {"host", "content-length", GATE_HEADER}
+_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_HEALTH_SECONDS: Final = 30.0
+_OWN: Final = ("/v1/compress", "/v1/retrieve/")
+_OPEN: Final = ("/healthz", "/metrics")
+"""Asked by machines that have no token; they say nothing of anybody's texts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the gateway takes on.
+
+    Args:
+        max_body: Bytes of a request; larger ones get 413.
+        max_requests: Requests at one time; one more gets 429.
+        timeout: Seconds to wait for the upstream's connection, and for each next piece of its answer.
+
+    Raises:
+        ConfigError: If one of them is not above 0.
+    """
+
+    max_body: int = 64 << 20
+    max_requests: int = 256
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "max_requests", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
+
+
+def create_app(
+    upstream: str, pipeline: Pipeline, settings: Settings, *, limits: Limits | None = None, token: str | None = None
+) -> Starlette:
+    """Return the gateway as an ASGI application.
+
+    Args:
+        upstream: The URL that paths are appended to, such as ``https://api.openai.com``.
+        pipeline: What compresses; its store keeps what is reused in later turns, and the originals of
+            ``/v1/compress``.
+        settings: How.
+        limits: What it takes on.
+        token: What callers must send as ``x-kompakt-token``, or to the gateway's own endpoints as a bearer token;
+            nothing without one.
+
+    Raises:
+        ConfigError: If the upstream is no URL of a server.
+        MissingExtraError: If the extra ``server`` is not installed.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.routing import Route
+    except ImportError as error:
+        raise MissingExtraError("kompakt serve", "server") from error
+    taken_on = limits or Limits()
+    gateway = _Gateway(_checked_url(upstream), Engine(pipeline, settings), taken_on)
+    return Starlette(
+        routes=[
+            Route("/healthz", gateway.healthz),
+            Route("/metrics", gateway.metrics),
+            Route("/v1/compress", gateway.compress, methods=["POST"]),
+            Route("/v1/retrieve/{hash}", gateway.retrieve),
+            Route("/{path:path}", gateway.forward, methods=_METHODS),
+        ],
+        middleware=[Middleware(_Gate, token=token, max_requests=taken_on.max_requests)],
+        exception_handlers={
+            InputError: lambda _, error: _error(400, str(error)),
+            _TooLargeError: lambda _, error: _error(413, str(error)),
+        },
+        lifespan=gateway.lifespan,
+    )
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+    ):
+        raise ConfigError(f"upstream must be http(s)://HOST[:PORT][/PATH], got {url!r}")
+    return url.rstrip("/")
+
+
+class _Gate:
+    """An ASGI application before another: asks for the token, and lets in no more than can be done."""
+
+    def __init__(self, app: Any, *, token: str | None, max_requests: int) -> None:  # noqa: ANN401 (any ASGI app)
+        self._app = app
+        self._token = token
+        self._max_requests = max_requests
+        self._n_inside = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        from starlette.requests import Request
+
+        if scope["type"] != "http" or scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+        elif not self._is_allowed(Request(scope)):
+            await _error(401, f"send the gateway's token as {GATE_HEADER}")(scope, receive, send)
+        elif self._n_inside >= self._max_requests:
+            answer = _error(429, f"{self._n_inside} requests are under way", {"retry-after": "1"})
+            await answer(scope, receive, send)
+        else:
+            self._n_inside += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._n_inside -= 1
+
+    def _is_allowed(self, request: Request) -> bool:
+        if self._token is None:
+            return True
+        given = request.headers.get(GATE_HEADER, "")
+        if not given and request.url.path.startswith(_OWN):
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+class _Gateway:
+    """What the endpoints share."""
+
+    def __init__(self, upstream: str, engine: Engine, limits: Limits) -> None:
+        self._upstream = upstream
+        self._engine = engine
+        self._limits = limits
+        self._meters = _Meters()
+        self._kompakt = Kompakt(engine)
+        self._client: Any = None
+        self._health = (float("-inf"), "")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Open the connections to the upstream, and close them at the end."""
+        import httpx2
+
+        del app
+        limits = httpx2.Limits(max_connections=self._limits.max_requests)
+        inner = httpx2.AsyncClient(timeout=self._limits.timeout, limits=limits, trust_env=False)
+        async with wrap_http_client(inner, self._kompakt) as self._client:
+            yield
+
+    async def healthz(self, request: Request) -> Response:
+        """Say whether texts can be compressed, which is tried at most twice a minute."""
+        from starlette.responses import JSONResponse
+
+        del request
+        looked, reason = self._health
+        if time.monotonic() - looked > _HEALTH_SECONDS:
+            reason = await asyncio.to_thread(self._trouble)
+            self._health = (time.monotonic(), reason)
+        if reason:
+            return JSONResponse({"status": "unhealthy", "reason": reason}, 503)
+        return JSONResponse({"status": "ok"})
+
+    def _trouble(self) -> str:
+        try:
+            texts = ["The sea was calm. The ship left at noon. It carried bells."]
+            result = self._engine.pipeline.compress(texts, query="When did it leave?", keep=0.6)
+        except Exception as error:  # whatever it is, it is what the probe asks for
+            return f"{type(error).__name__}: {error}"
+        return result.outcome.reason
+
+    async def metrics(self, request: Request) -> Response:
+        """Return the numbers in Prometheus' form."""
+        from starlette.responses import Response
+
+        del request
+        return Response(self._meters.text(), media_type="text/plain; version=0.0.4")
+
+    async def compress(self, request: Request) -> Response:
+        """Compress messages; see ``compress_messages``."""
+        from starlette.responses import JSONResponse
+
+        try:
+            body = json.loads(await self._body(request))
+        except ValueError as error:
+            raise InputError(f"the body is no JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise InputError("the body must be a JSON object")
+        if request.headers.get("x-headroom-bypass", "").lower() in ("1", "true"):
+            body = {**body, "config": {"frozen_message_count": len(body.get("messages") or [])}}
+        return JSONResponse(await compress_messages(self._engine, body))
+
+    async def retrieve(self, request: Request) -> Response:
+        """Return the original of a hash."""
+        from starlette.responses import JSONResponse
+
+        name = request.path_params["hash"]
+        original = await asyncio.to_thread(find_original, self._engine.pipeline.artefacts(), name)
+        if original is None:
+            return _error(
+                404, f"there is no text with the hash {name}; it was never kept or is gone: do not ask again"
+            )
+        return JSONResponse({"hash": name, "content": original, "original_content": original})
+
+    async def forward(self, request: Request) -> Response:
+        """Send a request on to the upstream, compressed if it is one to a model, and stream back the answer."""
+        import httpx2
+        from starlette.responses import StreamingResponse
+
+        query = f"?{request.url.query}" if request.url.query else ""
+        outgoing = self._client.build_request(
+            request.method,
+            f"{self._upstream}{request.url.path}{query}",
+            headers=_sent_on(request.headers),
+            content=await self._body(request),
+        )
+        try:
+            answer = await self._client.send(outgoing, stream=True)
+        except httpx2.TimeoutException:
+            return _error(504, "the upstream did not answer in time")
+        except httpx2.HTTPError as error:
+            _LOG.warning("the upstream cannot be reached: %s", type(error).__name__)
+            return _error(502, f"the upstream cannot be reached: {type(error).__name__}")
+        self._meters.count(answer.status_code, answer.headers)
+        headers = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
+        return StreamingResponse(self._streamed(answer), answer.status_code, headers)
+
+    async def _streamed(self, answer: Any) -> AsyncIterator[bytes]:  # noqa: ANN401 (of httpx2)
+        try:
+            async for piece in answer.aiter_raw():
+                yield piece
+        finally:
+            await answer.aclose()
+
+    async def _body(self, request: Request) -> bytes:
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self._limits.max_body:
+                raise _TooLargeError(f"a request may have {self._limits.max_body:,} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+class _TooLargeError(Exception):
+    """A request with more bytes than the gateway takes."""
+
+
+def _sent_on(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
+    items = headers.items()
+    return [(name, value) for name, value in items if name.lower() not in _NOT_SENT_ON | named]
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    from starlette.responses import JSONResponse
+
+    # both APIs put what went wrong into ``error``
+    body = {"type": "error", "error": {"type": "kompakt_error", "message": message}}
+    return JSONResponse(body, status, dict(headers or {}))
+
+
+class _Meters:
+    """What is counted, in Prometheus' form."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        self._registry = CollectorRegistry()
+        own = {"registry": self._registry, "namespace": "kompakt"}
+        self._requests = Counter("requests", "Requests to models.", ["outcome"], **own)
+        self._tokens = Counter("tokens", "Tokens of their texts.", ["when"], **own)
+        self._seconds = Histogram("seconds", "What compressing them took.", **own)
+        self._answers = Counter("upstream_answers", "Answers of the upstream.", ["status"], **own)
+
+    def count(self, status: int, headers: Mapping[str, str]) -> None:
+        """Count an answer of the upstream, and what its headers say of the request."""
+        self._answers.labels(str(status)).inc()
+        outcome = headers.get("x-kompakt-outcome")
+        if outcome is None:
+            return
+        self._requests.labels(outcome).inc()
+        self._tokens.labels("before").inc(int(headers["x-kompakt-tokens-before"]))
+        self._tokens.labels("after").inc(int(headers["x-kompakt-tokens-after"]))
+        self._seconds.observe(float(headers["x-kompakt-seconds"]))
+
+    def text(self) -> bytes:
+        """Return the numbers."""
+        from prometheus_client import generate_latest
+
+        return bytes(generate_latest(self._registry))

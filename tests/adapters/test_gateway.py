@@ -1,0 +1,325 @@
+"""The gateway: what is for a model goes out compressed, everything else as it came, and nobody waits in vain."""
+
+import asyncio
+import json
+import threading
+import time
+
+import pytest
+
+from kompakt import ConfigError, Pipeline
+from kompakt.adapters._settings import Settings
+
+httpx2 = pytest.importorskip("httpx2")
+pytest.importorskip("starlette")
+pytest.importorskip("prometheus_client")
+uvicorn = pytest.importorskip("uvicorn")
+
+from kompakt.adapters.gateway import Limits, create_app  # noqa: E402 (needs starlette)
+
+LOG = " ".join(f"Ship {n} left port {n % 7} with {n * 13} bells on day {n}." for n in range(60))
+ANSWER = "Ship 30 left port 2 with 390 bells"
+MESSAGES = [
+    {"role": "user", "content": "How many bells did ship 30 carry?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "t", "type": "function", "function": {"name": "log", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "t", "content": LOG},
+]
+
+
+class Running:
+    """An ASGI application behind uvicorn, on a port of its own."""
+
+    def __init__(self, app):
+        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        until = time.monotonic() + 20
+        while not self.server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        [socket] = self.server.servers[0].sockets
+        self.url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+class Upstream:
+    """Says what it was sent, streams when asked, and waits when told to."""
+
+    def __init__(self):
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.seen = []
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return
+        body = b""
+        while True:
+            event = await receive()
+            body += event.get("body", b"")
+            if not event.get("more_body"):
+                break
+        headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
+        self.seen.append((scope["method"], scope["path"], scope["query_string"].decode(), dict(headers), body))
+        await asyncio.to_thread(self.may_answer.wait, 20)
+        status = 418 if scope["path"].endswith("/teapot") else 200
+        told = [(b"content-type", b"application/json"), (b"x-own", b"1"), (b"keep-alive", b"timeout=5")]
+        await send({"type": "http.response.start", "status": status, "headers": told})
+        if b'"stream":true' in body:
+            for n in range(4):
+                await send({"type": "http.response.body", "body": f"data: {n}\n\n".encode(), "more_body": True})
+                await asyncio.sleep(0.2)
+        await send({"type": "http.response.body", "body": b'{"ok": true}'})
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    app = Upstream()
+    with Running(app) as running:
+        app.url = running.url
+        yield app
+
+
+@pytest.fixture
+def gateway(upstream, tmp_path):
+    running = []
+
+    def start(**options):
+        settings = Settings(keep=0.3, deadline=20)
+        pipeline = options.pop("pipeline", None) or Pipeline(["lexical"], store=tmp_path / "s.sqlite")
+        app = create_app(options.pop("upstream", upstream.url), pipeline, settings, **options)
+        running.append(Running(app).__enter__())
+        return httpx2.Client(base_url=running[-1].url, timeout=20)
+
+    yield start
+    for one in running:
+        one.__exit__()
+
+
+def chat(client, **body):
+    return client.post("/v1/chat/completions", json={"model": "m", "messages": MESSAGES, **body})
+
+
+def test_a_request_to_a_model_goes_out_compressed(gateway, upstream):
+    with gateway() as client:
+        answer = client.post(
+            "/v1/chat/completions?api-version=3",
+            json={"messages": MESSAGES},
+            headers={
+                "authorization": "Bearer secret",
+                "connection": "x-hop",
+                "x-hop": "1",
+                "x-kompakt-query": "ship 30",
+            },
+        )
+    assert (answer.status_code, answer.json(), answer.headers["x-own"]) == (200, {"ok": True}, "1")
+    assert "keep-alive" not in answer.headers
+    assert answer.headers["x-kompakt-outcome"] == "compressed"
+    method, path, query, headers, body = upstream.seen[-1]
+    assert (method, path, query) == ("POST", "/v1/chat/completions", "api-version=3")
+    assert headers["authorization"] == "Bearer secret"
+    assert not {"x-hop", "x-kompakt-query"} & set(headers)
+    assert headers["host"] == upstream.url.removeprefix("http://")
+    assert ANSWER in json.loads(body)["messages"][2]["content"] != LOG
+
+
+def test_everything_else_passes_to_the_byte(gateway, upstream):
+    data = bytes(range(256)) * 40
+    with gateway() as client:
+        assert (
+            client.put("/v1/files/a%20b?x=1&x=2", content=data, headers={"content-type": "image/png"}).status_code
+            == 200
+        )
+        method, path, query, headers, body = upstream.seen[-1]
+        assert (method, path, query, headers["content-type"], body) == (
+            "PUT",
+            "/v1/files/a b",
+            "x=1&x=2",
+            "image/png",
+            data,
+        )
+        assert client.get("/v1/teapot").status_code == 418
+        broken = b'{"messages": [{"role": "user"'
+        client.post("/v1/messages", content=broken, headers={"content-type": "application/json"})
+        assert upstream.seen[-1][4] == broken
+
+
+def test_streams_pass_as_they_come(gateway):
+    with (
+        gateway() as client,
+        client.stream("POST", "/v1/chat/completions", json={"messages": MESSAGES, "stream": True}) as answer,
+    ):
+        times = [time.monotonic() for piece in answer.iter_text() if piece.startswith("data")]
+    assert len(times) == 4
+    assert times[-1] - times[0] > 0.4
+
+
+def test_compress_and_retrieve(gateway):
+    with gateway() as client:
+        answer = client.post("/v1/compress", json={"messages": MESSAGES, "model": "m"}).json()
+        assert [message["role"] for message in answer["messages"]] == ["user", "assistant", "tool"]
+        assert answer["messages"][:2] == MESSAGES[:2]
+        assert ANSWER in answer["messages"][2]["content"]
+        assert answer["tokens_saved"] == answer["tokens_before"] - answer["tokens_after"] > 0
+        assert answer["compression_ratio"] == round(answer["tokens_saved"] / answer["tokens_before"], 4)
+        assert answer["transforms_applied"] == ["lexical"]
+        [name] = answer["ccr_hashes"]
+        assert client.get(f"/v1/retrieve/{name}").json()["content"] == LOG
+        marked = client.post("/v1/compress", json={"messages": MESSAGES, "config": {"mode": "ccr"}}).json()
+        assert marked["messages"][2]["content"].endswith(f"\n[original: headroom_retrieve hash={name}]")
+    # another process finds the original
+    with gateway() as client:
+        assert client.get(f"/v1/retrieve/{name}").status_code == 200
+        missing = client.get(f"/v1/retrieve/{'0' * 24}")
+        assert (missing.status_code, "do not ask again" in missing.json()["error"]["message"]) == (404, True)
+        assert client.get("/v1/retrieve/../secret").status_code in (200, 404)
+        assert client.get("/v1/retrieve/XYZ").status_code == 400
+
+
+def test_what_is_frozen_or_bypassed_stays(gateway):
+    with gateway() as client:
+        for body, headers in (
+            ({"config": {"frozen_message_count": 3}}, {}),
+            ({}, {"x-headroom-bypass": "true"}),
+        ):
+            answer = client.post("/v1/compress", json={"messages": MESSAGES, **body}, headers=headers).json()
+            assert answer["messages"] == MESSAGES
+            assert (answer["tokens_saved"], answer["ccr_hashes"], answer["transforms_applied"]) == (0, [], [])
+        inline = client.post("/v1/compress", json={"messages": MESSAGES, "config": {"mode": "lossy_inline"}}).json()
+        assert inline["tokens_saved"] > 0
+        assert inline["ccr_hashes"] == []
+
+
+def test_blocks_of_anthropic_are_compressed_too(gateway):
+    messages = [
+        {"role": "user", "content": "How many bells did ship 30 carry?"},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": LOG}]},
+    ]
+    with gateway() as client:
+        answer = client.post("/v1/compress", json={"messages": messages}).json()
+    assert ANSWER in answer["messages"][1]["content"][0]["content"] != LOG
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "no JSON"),
+        (b"[]", "must be a JSON object"),
+        (b"{}", "messages must be a list of objects"),
+        (b'{"messages": [1]}', "messages must be a list of objects"),
+        (b'{"messages": [], "config": 3}', "config must be an object"),
+        (b'{"messages": [], "config": {"ratio": 1}}', "config has no option 'ratio'"),
+        (b'{"messages": [], "config": {"mode": "x"}}', "mode must be null"),
+        (b'{"messages": [], "config": {"frozen_message_count": -1}}', "frozen_message_count"),
+    ],
+)
+def test_what_cannot_be_compressed_is_named(gateway, body, message):
+    with gateway() as client:
+        answer = client.post("/v1/compress", content=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_the_token_is_asked_for_and_not_sent_on(gateway, upstream):
+    with gateway(token="s3cret") as client:
+        before = len(upstream.seen)
+        for headers in (
+            {},
+            {"x-kompakt-token": "wrong"},
+            {"x-kompakt-token": "s3cre"},
+            {"authorization": "Bearer s3cret"},
+        ):
+            assert client.get("/v1/models", headers=headers).status_code == 401
+        assert len(upstream.seen) == before
+        assert client.get("/v1/models", headers={"x-kompakt-token": "s3cret"}).status_code == 200
+        assert "x-kompakt-token" not in upstream.seen[-1][3]
+        own = {"authorization": "Bearer s3cret"}
+        assert client.post("/v1/compress", json={"messages": MESSAGES}, headers=own).status_code == 200
+        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+
+
+def test_too_much_is_refused(gateway, upstream):
+    with gateway(limits=Limits(max_body=1000)) as client:
+        assert client.post("/v1/x", content=b"a" * 1001).status_code == 413
+        assert client.post("/v1/x", content=b"a" * 1000).status_code == 200
+    with gateway(limits=Limits(max_requests=2)) as client:
+        upstream.may_answer.clear()
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(client.get("/v1/x").status_code)) for _ in range(2)]
+        n = len(upstream.seen)
+        for thread in threads:
+            thread.start()
+        while len(upstream.seen) < n + 2:
+            time.sleep(0.01)
+        third = client.get("/v1/x")
+        assert (third.status_code, third.headers["retry-after"]) == (429, "1")
+        assert client.get("/healthz").status_code == 200
+        upstream.may_answer.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200]
+        assert client.get("/v1/x").status_code == 200
+
+
+def test_an_upstream_that_is_gone_or_slow_is_named(gateway, upstream):
+    with gateway(upstream="http://127.0.0.1:9") as client:
+        gone = chat(client)
+        assert (gone.status_code, "cannot be reached" in gone.json()["error"]["message"]) == (502, True)
+    with gateway(limits=Limits(timeout=0.3)) as client:
+        upstream.may_answer.clear()
+        assert chat(client).status_code == 504
+        upstream.may_answer.set()
+
+
+class Broken(Pipeline):
+    def compress_batch(self, requests):
+        raise RuntimeError("no weights")
+
+
+def test_health_is_whether_texts_can_be_compressed(gateway, upstream):
+    with gateway() as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+    with gateway(pipeline=Broken(["lexical"], store="memory")) as client:
+        sick = client.get("/healthz")
+        assert (sick.status_code, sick.json()) == (
+            503,
+            {"status": "unhealthy", "reason": "RuntimeError: no weights"},
+        )
+        # and requests go out all the same
+        answer = chat(client)
+        assert answer.headers["x-kompakt-outcome"] == "passed_through"
+        assert json.loads(upstream.seen[-1][4])["messages"] == MESSAGES
+
+
+def test_metrics_count_what_was_done(gateway):
+    with gateway() as client:
+        chat(client)
+        client.get("/v1/teapot")
+        text = client.get("/metrics").text
+    assert 'kompakt_requests_total{outcome="compressed"} 1.0' in text
+    assert 'kompakt_upstream_answers_total{status="418"} 1.0' in text
+    assert 'kompakt_tokens_total{when="before"}' in text
+    assert "kompakt_seconds_count 1.0" in text
+
+
+@pytest.mark.parametrize(
+    "url", ["", "api.openai.com", "ftp://x", "http://", "http://user:key@x", "http://x?a=1", "http://x#m"]
+)
+def test_an_upstream_that_is_no_url_is_named(url):
+    with pytest.raises(ConfigError, match="upstream must be"):
+        create_app(url, Pipeline(["lexical"], store="memory"), Settings(keep=0.5))
+
+
+@pytest.mark.parametrize("name", ["max_body", "max_requests", "timeout"])
+def test_limits_of_nothing_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} must be above 0"):
+        Limits(**{name: 0})
