@@ -158,7 +158,8 @@ class Engine:
         self, plan: _Plan, results: Sequence[Compressed] | None, settings: Settings, began: float, reason: str = ""
     ) -> Rewritten:
         """Write what came out into the body; without results, new texts are sent as they are, now and later."""
-        new = [*zip(plan.shares.new, results or [None] * len(plan.shares.new), strict=True)]
+        made_now: Sequence[Compressed | None] = results if results is not None else [None] * len(plan.shares.new)
+        new = list(zip(plan.shares.new, made_now, strict=True))
         made = {one.path: _frozen(one, result) for one, result in new}
         reused = {one.path: one.frozen for one in plan.shares.reused if one.frozen is not None}
         if plan.frozen is not None and not settings.dry_run:
@@ -191,7 +192,9 @@ class Engine:
 
 
 def _frozen(text: Text, result: Compressed | None) -> Frozen:
-    if result is None or result.tokens_after >= text.n_tokens:
+    if result is None:
+        return text.frozen or Frozen(None, text.n_free)
+    if result.tokens_after >= text.n_tokens:
         return Frozen(None, text.n_free)
     return Frozen(result.text, text.n_free - text.n_tokens + result.tokens_after)
 

@@ -301,7 +301,7 @@ class _Meters:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry, "namespace": "kompakt"}
+        own: dict[str, Any] = {"registry": self._registry, "namespace": "kompakt"}
         self._requests = Counter("requests", "Requests to models.", ["outcome"], **own)
         self._tokens = Counter("tokens", "Tokens of their texts.", ["when"], **own)
         self._seconds = Histogram("seconds", "What compressing them took.", **own)
