@@ -22,15 +22,18 @@ _WAIT_SECONDS: Final = 0.002
 _BATCH_CHARACTERS: Final = 400_000
 """Characters in a batch: those who came first should not wait long for those who came last."""
 
+_IDLE_SECONDS: Final = 30.0
+"""After so long without a job the thread ends, and with it what it holds; the next job starts another."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    requests: Sequence[Request]
-    future: Future[list[Compressed]]
+    request: Request
+    future: Future[Compressed]
 
     @property
     def size(self) -> int:
-        return sum(len(document.text) for request in self.requests for document in request.documents)
+        return sum(len(document.text) for document in self.request.documents)
 
 
 class Batcher:
@@ -38,84 +41,81 @@ class Batcher:
 
     Args:
         compress_batch: What compresses.
-        max_waiting: How many jobs may wait; one more is refused.
+        max_waiting: How many requests may wait; more are refused.
     """
 
-    def __init__(self, compress_batch: CompressBatch, *, max_waiting: int = 1024) -> None:
+    def __init__(self, compress_batch: CompressBatch, *, max_waiting: int = 4096) -> None:
         self._compress_batch = compress_batch
         self._max_waiting = max_waiting
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    def submit(self, requests: Sequence[Request]) -> Future[list[Compressed]]:
-        """Ask for the results of some requests; a future that is cancelled before its turn costs nothing.
+    def submit(self, requests: Sequence[Request]) -> list[Future[Compressed]]:
+        """Ask for the result of each request; a future that is cancelled before its turn costs nothing.
 
         Raises:
-            BackendError: If too many jobs wait, or this was closed.
+            BackendError: If too many requests wait, or this was closed.
         """
-        future: Future[list[Compressed]] = Future()
+        jobs = [_Job(request, Future()) for request in requests]
         with self._lock:
             if self._is_closed:
                 raise BackendError("kompakt was closed for this client")
-            if self._jobs.qsize() >= self._max_waiting:
-                raise BackendError(f"{self._max_waiting} requests wait to be compressed already")
-            if self._thread is None or not self._thread.is_alive():
+            if self._jobs.qsize() + len(jobs) > self._max_waiting:
+                raise BackendError(f"{self._jobs.qsize()} texts wait to be compressed already")
+            for job in jobs:
+                self._jobs.put(job)
+            if jobs and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._run, name="kompakt-batcher", daemon=True)
                 self._thread.start()
-            self._jobs.put(_Job(requests, future))
-        return future
+        return [job.future for job in jobs]
 
     def close(self) -> None:
-        """End the thread after what it works at; what still waits is done before."""
+        """Refuse what comes from now on; what waits is done before this returns."""
         with self._lock:
             thread, self._is_closed = self._thread, True
-            self._jobs.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _run(self) -> None:
-        job = self._jobs.get()
-        while job is not None:
-            batch, job = self._gather(job)
-            self._answer(batch)
-            job = self._jobs.get() if job is _NOTHING else job
+        while (batch := self._gather()) is not None:
+            self._answer([job for job in batch if job.future.set_running_or_notify_cancel()])
 
-    def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None]:
-        """Return the jobs of a batch, and what came after them: a job, ``None`` for the end, or nothing yet."""
+    def _gather(self) -> list[_Job] | None:
+        """Return the jobs of a batch, or None when there is nothing more to do."""
+        first = self._first()
+        if first is None:
+            return None
         batch, size, until = [first], first.size, time.monotonic() + _WAIT_SECONDS
         while size < _BATCH_CHARACTERS:
             try:
-                job = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
+                batch.append(self._jobs.get(timeout=max(0.0, until - time.monotonic())))
             except queue.Empty:
-                return batch, _NOTHING
-            if job is None:
-                return batch, None
-            batch.append(job)
-            size += job.size
-        return batch, _NOTHING
+                break
+            size += batch[-1].size
+        return batch
+
+    def _first(self) -> _Job | None:
+        until = time.monotonic() + _IDLE_SECONDS
+        while True:
+            try:
+                return self._jobs.get(timeout=0.1)
+            except queue.Empty:
+                with self._lock:
+                    if self._jobs.empty() and (self._is_closed or time.monotonic() > until):
+                        self._thread = None
+                        return None
 
     def _answer(self, batch: Sequence[_Job]) -> None:
-        wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
         try:
-            results = iter(self._compress_batch([request for job in wanted for request in job.requests]))
-            answers = [[next(results) for _ in job.requests] for job in wanted]
-        except Exception as error:  # one job's fault must not be that of the others
-            if len(wanted) > 1:
-                for job in wanted:
-                    self._answer_one(job)
-            elif wanted:
-                wanted[0].future.set_exception(error)
+            results = self._compress_batch([job.request for job in batch]) if batch else []
+        except Exception as error:  # one text's fault must not be that of the others
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+            else:
+                for job in batch:
+                    self._answer([job])
             return
-        for job, answer in zip(wanted, answers, strict=True):
-            job.future.set_result(answer)
-
-    def _answer_one(self, job: _Job) -> None:
-        try:
-            job.future.set_result(self._compress_batch(job.requests))
-        except Exception as error:  # it belongs to whoever asked
-            job.future.set_exception(error)
-
-
-_NOTHING: Final = _Job((), Future())
+        for job, result in zip(batch, results, strict=True):
+            job.future.set_result(result)

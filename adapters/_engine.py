@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from kompakt.adapters._batcher import Batcher
 from kompakt.adapters._frozen import Frozen, FrozenTexts
-from kompakt.adapters._json_splice import replace_strings
+from kompakt.adapters._json_splice import Path, replace_strings
 from kompakt.adapters._messages import Target, find_targets, live_question
 from kompakt.adapters._settings import Report, Settings
 from kompakt.adapters._shares import Shares, Text, share_out
 from kompakt.adapters._wires import Wire, find_slots
 from kompakt.compressor.base import Request, make_request
-from kompakt.compressor.errors import CompressionError, KompaktError
+from kompakt.compressor.errors import BackendError, CompressionError, KompaktError
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, load_tokenizer
 from kompakt.compressor.pipeline import Pipeline
+from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.types import Budget, Compressed, Outcome, Status
 
 _LOG = logging.getLogger(__name__)
+
+_THREADS: Final = 8
+_MIN_SECONDS: Final = 0.05
+_CLOSED: Final = "kompakt was closed for this client"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +47,29 @@ class Rewritten:
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    """What is asked for, and since when."""
+
+    text: str
+    wire: Wire
+    settings: Settings
+    query: str | None
+    owner: str
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.settings.deadline - self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """What is to be done to a request."""
 
-    text: str
     n_tokens: int
     shares: Shares
     requests: Sequence[Request]
@@ -63,15 +89,32 @@ class Engine:
         self.settings = settings
         self._tokenizer = load_tokenizer(pipeline.tokenizer or DEFAULT_TOKENIZER)
         self._batcher = Batcher(pipeline.compress_batch)
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="kompakt-adapter")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kompakt-adapter")
+        self._is_closed = False
 
     def close(self) -> None:
-        """End the threads. The pipeline is the caller's."""
+        """End the threads; requests go out as they are from now on. The pipeline is the caller's."""
+        self._is_closed = True
         self._threads.shutdown(cancel_futures=True)
         self._batcher.close()
 
+    def artefacts(self, owner: str = "") -> Artefacts:
+        """Return where the texts of an owner are kept: one never finds those of another.
+
+        Args:
+            owner: Whose texts they are, within the pipeline's tenant.
+        """
+        made = self.pipeline.artefacts()
+        return Artefacts(made.store, tenant=f"{made.tenant}\n{owner}") if owner else made
+
     def rewrite(
-        self, text: str, wire: Wire, *, settings: Settings | None = None, query: str | None = None
+        self,
+        text: str,
+        wire: Wire,
+        *,
+        settings: Settings | None = None,
+        query: str | None = None,
+        owner: str = "",
     ) -> Rewritten:
         """Return a request's body as it is to be sent.
 
@@ -80,44 +123,74 @@ class Engine:
             wire: The interface that it is for.
             settings: Those of this request, if they are not the engine's.
             query: The question; the last message of the user without one.
+            owner: Whose conversation it is; see ``artefacts``.
 
         Raises:
             KompaktError: If something failed and ``on_error`` says to raise.
         """
-        used, began = settings or self.settings, time.monotonic()
-        plan: _Plan | None = None
+        call = _Call(text, wire, settings or self.settings, query, owner, time.monotonic())
         try:
-            plan = self._plan(text, wire, used, query)
-            results = self._results(plan.requests, began + used.deadline - time.monotonic())
-            return self._finish(plan, results, used, began)
+            self._check_open()
+            plan = self._threads.submit(self._plan, call).result(call.seconds_left)
+            futures = self._submitted(plan.requests)
+            wait(futures, call.seconds_left)
+            done, remembering = self._finish(call, plan, futures)
+            wait(remembering, max(_MIN_SECONDS, call.seconds_left))
         except Exception as error:  # whatever it is, the application's request must go out
-            return self._unfinished(error, plan, used, began)
+            return _unfinished(call, error)
+        return done
 
     async def arewrite(
-        self, text: str, wire: Wire, *, settings: Settings | None = None, query: str | None = None
+        self,
+        text: str,
+        wire: Wire,
+        *,
+        settings: Settings | None = None,
+        query: str | None = None,
+        owner: str = "",
     ) -> Rewritten:
-        """Do as ``rewrite`` does without holding up the event loop."""
-        used, began = settings or self.settings, time.monotonic()
-        plan: _Plan | None = None
-        loop = asyncio.get_running_loop()
+        """Do as ``rewrite`` does without holding up the event loop, which must be asyncio's."""
+        call = _Call(text, wire, settings or self.settings, query, owner, time.monotonic())
         try:
-            async with asyncio.timeout(used.deadline):
-                plan = await loop.run_in_executor(self._threads, self._plan, text, wire, used, query)
-                # a future that nobody waits for any more is cancelled
-                results = await asyncio.wrap_future(self._batcher.submit(plan.requests)) if plan.requests else []
-            return await loop.run_in_executor(self._threads, self._finish, plan, results, used, began)
+            self._check_open()
+            planned = asyncio.wrap_future(self._threads.submit(self._plan, call))
+            plan = await asyncio.wait_for(planned, call.seconds_left)
+            futures = self._submitted(plan.requests)
+            await _await_all(futures, call.seconds_left)
+            done, remembering = self._finish(call, plan, futures)
+            await _await_all(remembering, max(_MIN_SECONDS, call.seconds_left))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not self._is_closed or task is None or task.cancelling():
+                raise
+            return _unfinished(call, BackendError(f"{_CLOSED}: {error}"))
         except Exception as error:  # as above
-            return await loop.run_in_executor(self._threads, self._unfinished, error, plan, used, began)
+            return _unfinished(call, error)
+        return done
 
-    def _plan(self, text: str, wire: Wire, settings: Settings, query: str | None) -> _Plan:
-        body = json.loads(text)
-        slots = find_slots(body, wire) if isinstance(body, dict) else []
+    def _submitted(self, requests: Sequence[Request]) -> list[Future[Compressed]]:
+        try:
+            return self._batcher.submit(requests)
+        except BackendError as error:  # what earlier turns sent must go out the same
+            failed: Future[Compressed] = Future()
+            failed.set_exception(error)
+            return [failed] * len(requests)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BackendError(_CLOSED)
+
+    def _plan(self, call: _Call) -> _Plan:
+        body, settings = json.loads(call.text), call.settings
+        slots = find_slots(body, call.wire) if isinstance(body, dict) else []
         targets = find_targets(slots, settings.rules)
         texts = [self._counted(target) for target in targets]
         frozen = None
         if settings.reuse == "conversation":
-            recipe = [self.pipeline.fingerprint, self._tokenizer.fingerprint, settings.keep, settings.max_tokens]
-            frozen = FrozenTexts(self.pipeline.artefacts(), recipe)
+            # what one request asks for itself changes nothing for the texts of earlier ones
+            own = self.settings
+            recipe = [self.pipeline.fingerprint, self._tokenizer.fingerprint, own.keep, own.max_tokens]
+            frozen = FrozenTexts(self.artefacts(call.owner), recipe)
             keys = frozen.keys(slots, targets)
             texts = [
                 replace(one, key=key, frozen=known)
@@ -125,28 +198,18 @@ class Engine:
             ]
         n_tokens = sum(self._tokenizer.count_batch([_countable(slot.text) for slot in slots]))
         shares = share_out(texts, settings, is_triggered=n_tokens > settings.trigger_tokens)
-        question = query or live_question(slots)
+        question = call.query or live_question(slots)
         requests = [
             make_request(
                 one.target.document,
                 budget=Budget(one.n_tokens - one.n_free + max(1, int(keep * one.n_free))),
-                query=question,
+                query=question and _countable(question),
                 tokenizer=self._tokenizer,
                 mark_omissions=self.pipeline.mark_omissions,
             )
             for one, keep in zip(shares.new, shares.keeps, strict=True)
         ]
-        return _Plan(text, n_tokens, shares, requests, frozen)
-
-    def _results(self, requests: Sequence[Request], seconds: float) -> list[Compressed]:
-        if not requests:
-            return []
-        future = self._batcher.submit(requests)
-        try:
-            return future.result(max(0.0, seconds))
-        except TimeoutError:
-            future.cancel()
-            raise
+        return _Plan(n_tokens, shares, requests, frozen)
 
     def _counted(self, target: Target) -> Text:
         text = target.document.text
@@ -155,48 +218,97 @@ class Engine:
         return Text(target, n_tokens, max(0, n_tokens - sum(n_fixed)))
 
     def _finish(
-        self, plan: _Plan, results: Sequence[Compressed] | None, settings: Settings, began: float, reason: str = ""
-    ) -> Rewritten:
-        """Write what came out into the body; without results, new texts are sent as they are, now and later."""
-        made_now: Sequence[Compressed | None] = results if results is not None else [None] * len(plan.shares.new)
-        new = list(zip(plan.shares.new, made_now, strict=True))
-        made = {one.path: _frozen(one, result) for one, result in new}
-        reused = {one.path: one.frozen for one in plan.shares.reused if one.frozen is not None}
-        if plan.frozen is not None and not settings.dry_run:
-            plan.frozen.keep({one.key: made[one.path] for one, _ in new if one.key is not None})
-        saved = sum(one.n_free - (made | reused)[one.path].tokens for one in (*plan.shares.new, *plan.shares.reused))
-        reasons = [reason or plan.shares.note, *(result.outcome.reason for _, result in new if result)]
-        report = Report(
-            outcome=_outcome(saved, next(filter(None, reasons), "")),
-            tokens_before=plan.n_tokens,
-            tokens_after=plan.n_tokens - saved,
-            seconds=time.monotonic() - began,
-            n_compressed=sum(one.text is not None for one in made.values()),
-            n_reused=len(reused),
+        self, call: _Call, plan: _Plan, futures: Sequence[Future[Compressed]]
+    ) -> tuple[Rewritten, list[Future[None]]]:
+        """Write what is ready into the body; return it, and what there is to wait for until it is remembered."""
+        kept = {one.path: one.frozen or Frozen(None, one.n_free) for one in plan.shares.kept}
+        made = {one.path: _frozen(one, future, call) for one, future in zip(plan.shares.new, futures, strict=True)}
+        done = _rewritten(call, plan, kept, made)
+        if plan.frozen is None or call.settings.dry_run:
+            return done, []
+        settled = {
+            one.key: (kept | made)[one.path]
+            for one in (*plan.shares.kept, *plan.shares.new)
+            if one.key is not None and (kept | made)[one.path] != one.frozen
+        }
+        return done, [self._threads.submit(plan.frozen.keep, settled)] if settled else []
+
+
+def _frozen(text: Text, future: Future[Compressed], call: _Call) -> Frozen:
+    """Return what becomes of a text: smaller, if that was ready in time and went well."""
+    if not future.done():
+        future.cancel()
+        failure: Exception | None = CompressionError(
+            f"not compressed within the deadline of {call.settings.deadline:g} s"
         )
-        replacements = {path: one.text for path, one in (made | reused).items() if one.text is not None}
-        if settings.dry_run or not replacements:
-            return Rewritten(None, report)
-        return Rewritten(replace_strings(plan.text, replacements), report)
-
-    def _unfinished(self, error: Exception, plan: _Plan | None, settings: Settings, began: float) -> Rewritten:
-        if isinstance(error, TimeoutError):
-            error = CompressionError(f"not compressed within the deadline of {settings.deadline:g} s")
-        if settings.on_error == "raise":
-            raise error
-        reason = str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
-        _LOG.warning("a request goes out without being compressed: %s", reason)
-        if plan is not None:
-            return self._finish(plan, None, settings, began, reason)
-        return Rewritten(None, Report(_outcome(0, reason), seconds=time.monotonic() - began))
-
-
-def _frozen(text: Text, result: Compressed | None) -> Frozen:
-    if result is None:
-        return text.frozen or Frozen(None, text.n_free)
-    if result.tokens_after >= text.n_tokens:
-        return Frozen(None, text.n_free)
+    else:
+        error = future.exception()
+        failure = error if isinstance(error, Exception) else None
+    if failure is not None:
+        if call.settings.on_error == "raise":
+            raise failure
+        return text.frozen or Frozen(None, text.n_free, _reason(failure))
+    result = future.result()
+    if result.tokens_after >= text.n_tokens or not result.text.strip():
+        return Frozen(None, text.n_free, result.outcome.reason)
     return Frozen(result.text, text.n_free - text.n_tokens + result.tokens_after)
+
+
+def _rewritten(call: _Call, plan: _Plan, kept: Mapping[Path, Frozen], made: Mapping[Path, Frozen]) -> Rewritten:
+    sent = {**kept, **made}
+    saved = sum(one.n_free - sent[one.path].tokens for one in (*plan.shares.kept, *plan.shares.new))
+    reasons = [*(one.reason for one in made.values()), plan.shares.note, *(one.reason for one in kept.values())]
+    reason = next(filter(None, reasons), "")
+    replacements = {path: one.text for path, one in sent.items() if one.text is not None}
+    is_dry = call.settings.dry_run
+    report = Report(
+        outcome=Outcome(Status.PASSED_THROUGH, "dry run") if is_dry else _outcome(saved, reason),
+        tokens_before=plan.n_tokens,
+        tokens_after=plan.n_tokens if is_dry else plan.n_tokens - saved,
+        seconds=call.seconds,
+        n_compressed=sum(one.text is not None for one in made.values()),
+        n_reused=sum(one.frozen is not None for one in plan.shares.kept),
+        tokens_dry_run=plan.n_tokens - saved if is_dry else None,
+    )
+    return Rewritten(None if is_dry or not replacements else replace_strings(call.text, replacements), report)
+
+
+def _unfinished(call: _Call, error: Exception) -> Rewritten:
+    if isinstance(error, TimeoutError):
+        error = CompressionError(f"not compressed within the deadline of {call.settings.deadline:g} s")
+    if call.settings.on_error == "raise":
+        raise error
+    reason = _reason(error)
+    _LOG.warning("a request goes out without being compressed: %s", reason)
+    return Rewritten(None, Report(_outcome(0, reason), seconds=call.seconds))
+
+
+async def _await_all(futures: Sequence[Future[Any]], seconds: float) -> None:
+    """Wait for futures of threads, for so long; those that are late are left as they are."""
+    loop, left = asyncio.get_running_loop(), len(futures)
+    all_done = asyncio.Event()
+
+    def one_less() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            all_done.set()
+
+    for future in futures:
+        future.add_done_callback(lambda _: _tell(loop, one_less))
+    if futures:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(all_done.wait(), seconds)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
+    # a loop that is closed waits for nothing
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(what)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
 
 
 def _outcome(saved: int, reason: str) -> Outcome:

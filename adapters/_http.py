@@ -6,24 +6,34 @@ raw responses, beta interfaces and whatever comes next. httpx and httpx2 are ser
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 from urllib.parse import quote
 
 from kompakt.adapters._engine import Engine, Rewritten
-from kompakt.adapters._overrides import PREFIX, from_body, from_headers, parse_overrides
+from kompakt.adapters._overrides import PREFIX, from_body, from_headers, option_of, parse_overrides
 from kompakt.adapters._settings import Report, Settings
 from kompakt.adapters._wires import Wire, wire_of
 from kompakt.compressor.errors import ConfigError, KompaktError
 from kompakt.compressor.types import Outcome, Status
 
 _LIBRARIES: Final = ("httpx", "httpx2")
-_OF_THE_BODY: Final = ("content-length", "transfer-encoding")
+_OF_THE_BODY: Final = (b"content-length", b"transfer-encoding")
+_BODY_HASH: Final = "x-amz-content-sha256"
+_MAX_REASON: Final = 300
+"""Characters of a reason in a header: it may quote what was sent."""
 _REPORTS: Final = 100
+
+
+def _nobody(request: Any) -> str:  # noqa: ANN401 (of either library)
+    del request
+    return ""
 
 
 class Kompakt:
@@ -31,10 +41,20 @@ class Kompakt:
 
     Args:
         engine: What compresses them.
+        owner_of: Whose conversation a request belongs to, where one client serves several.
+        on_report: Told what was done to each request.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        owner_of: Callable[[Any], str] = _nobody,
+        on_report: Callable[[Report], None] | None = None,
+    ) -> None:
         self.engine = engine
+        self.owner_of = owner_of
+        self.on_report = on_report
         self.reports: deque[Report] = deque(maxlen=_REPORTS)
         """What was done to the last requests, the newest last."""
 
@@ -51,7 +71,8 @@ class Kompakt:
 def wrap_http_client(inner: Any, kompakt: Kompakt) -> Any:  # noqa: ANN401 (a client of either library)
     """Return an HTTP client that compresses what it sends, and sends it by another one, which is not changed.
 
-    Timeouts, proxies, authentication and hooks stay those of the other one. To close the new one closes both.
+    Connections, timeouts, proxies, authentication and hooks stay those of the other one, which is its maker's to
+    close.
 
     Args:
         inner: A ``Client`` or an ``AsyncClient`` of httpx or httpx2.
@@ -68,8 +89,10 @@ def wrap_http_client(inner: Any, kompakt: Kompakt) -> Any:  # noqa: ANN401 (a cl
         raise ConfigError(f"not a client of {' or '.join(_LIBRARIES)}: {inner!r}")
     is_async = isinstance(inner, library.AsyncClient)
     transport = (_async_transport if is_async else _sync_transport)(name)
-    return (library.AsyncClient if is_async else library.Client)(
+    made = (library.AsyncClient if is_async else library.Client)(
         transport=transport(inner, kompakt),
+        auth=inner.auth,
+        params=inner.params,
         base_url=inner.base_url,
         headers=inner.headers,
         cookies=inner.cookies,
@@ -78,6 +101,9 @@ def wrap_http_client(inner: Any, kompakt: Kompakt) -> Any:  # noqa: ANN401 (a cl
         max_redirects=inner.max_redirects,
         trust_env=False,
     )
+    # so that those who meet the client can tell that it is wrapped
+    made.kompakt = kompakt
+    return made
 
 
 @cache
@@ -93,14 +119,20 @@ def _sync_transport(name: str) -> type:
             if wire is None:
                 return self._send(request)
             call = _read(request, request.read(), engine.settings)
-            done = call.settled or engine.rewrite(call.body, wire, settings=call.settings, query=call.query)
+            done = call.settled or engine.rewrite(
+                call.body,
+                wire,
+                settings=call.settings,
+                query=call.query,
+                owner=self._kompakt.owner_of(request),
+            )
             return _answered(self._send(_outgoing(library, request, call, done)), done.report, self._kompakt)
 
         def _send(self, request: Any) -> Any:  # noqa: ANN401
-            return self._inner.send(request, stream=True, follow_redirects=False)
+            # what the outer client does must not be done twice
+            return self._inner.send(request, stream=True, follow_redirects=False, auth=None)
 
         def close(self) -> None:
-            self._inner.close()
             self._kompakt.close()
 
     return CompressingTransport
@@ -119,15 +151,20 @@ def _async_transport(name: str) -> type:
             if wire is None:
                 return await self._send(request)
             call = _read(request, await request.aread(), engine.settings)
-            done = call.settled or await engine.arewrite(call.body, wire, settings=call.settings, query=call.query)
+            done = call.settled or await engine.arewrite(
+                call.body,
+                wire,
+                settings=call.settings,
+                query=call.query,
+                owner=self._kompakt.owner_of(request),
+            )
             return _answered(await self._send(_outgoing(library, request, call, done)), done.report, self._kompakt)
 
         async def _send(self, request: Any) -> Any:  # noqa: ANN401
-            return await self._inner.send(request, stream=True, follow_redirects=False)
+            return await self._inner.send(request, stream=True, follow_redirects=False, auth=None)
 
         async def aclose(self) -> None:
-            await self._inner.aclose()
-            self._kompakt.close()
+            await asyncio.to_thread(self._kompakt.close)
 
     return AsyncCompressingTransport
 
@@ -159,33 +196,42 @@ class _Call:
 
 
 def _read(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: ANN401
-    began, body = time.monotonic(), ""
+    began, body, used, query = time.monotonic(), "", settings, None
     try:
         body, asked = from_body(content.decode())
         overrides = parse_overrides(asked, from_headers(request.headers.items()))
-        used = overrides.applied_to(settings)
-        reason = "bypassed, as the request asks" if overrides.bypass else ""
+        used, query = overrides.applied_to(settings), overrides.query
+        reason = "bypassed, as the request asks" if overrides.bypass else _signed(request)
     except UnicodeDecodeError:
         reason = "the body is no UTF-8"
-    except KompaktError as error:
+    except Exception as error:  # whatever a request asks for, it must go out
         if settings.on_error == "raise":
             raise
-        reason = str(error)
+        reason = str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
     if reason:
         report = Report(Outcome(Status.PASSED_THROUGH, reason), seconds=time.monotonic() - began)
         return _Call(content, body, settings, settled=Rewritten(None, report))
-    return _Call(content, body, used, overrides.query)
+    return _Call(content, body, used, query)
+
+
+def _signed(request: Any) -> str:  # noqa: ANN401
+    """Return why a request must stay as it is if its sender signed the body."""
+    is_signed = request.headers.get("authorization", "").startswith("AWS4-") or _BODY_HASH in request.headers
+    return "its body is signed (AWS Signature Version 4)" if is_signed else ""
 
 
 def _outgoing(library: Any, request: Any, call: _Call, done: Rewritten) -> Any:  # noqa: ANN401
     """Return the request that goes out: the very one that came, if nothing of it has to change."""
     text = done.text if done.text is not None else call.body
     content = text.encode() if text else call.content
-    asked = [name for name in request.headers if name.lower().startswith(PREFIX)]
-    if content == call.content and not asked:
+    headers = [
+        (name, value)
+        for name, value in request.headers.raw
+        if name.lower() not in _OF_THE_BODY and option_of(name.decode("latin-1")) is None
+    ]
+    n_asked = sum(option_of(name) is not None for name in request.headers)
+    if content == call.content and not n_asked:
         return request
-    dropped = {*_OF_THE_BODY, *(name.lower() for name in asked)}
-    headers = [(name, value) for name, value in request.headers.multi_items() if name.lower() not in dropped]
     return library.Request(
         request.method, request.url, headers=headers, content=content, extensions=request.extensions
     )
@@ -194,6 +240,8 @@ def _outgoing(library: Any, request: Any, call: _Call, done: Rewritten) -> Any: 
 def _answered(response: Any, report: Report, kompakt: Kompakt) -> Any:  # noqa: ANN401
     """Note what was done to a request, and write it into the headers of its response."""
     kompakt.reports.append(report)
+    if kompakt.on_report is not None:
+        kompakt.on_report(report)
     response.headers.update(report_headers(report))
     return response
 
@@ -207,5 +255,5 @@ def report_headers(report: Report) -> dict[str, str]:
         "seconds": f"{report.seconds:.4f}",
     }
     if report.outcome.reason:
-        headers["reason"] = quote(report.outcome.reason, safe=" ,:;()'=.")
+        headers["reason"] = quote(report.outcome.reason[:_MAX_REASON], safe=" ,:;()'=.")
     return {f"{PREFIX}{name}": value for name, value in headers.items()}

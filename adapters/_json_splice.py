@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 Path: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the top of a JSON value to a place in it."""
 
-_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
 def replace_strings(text: str, replacements: Mapping[Path, str]) -> str:

@@ -13,10 +13,21 @@ from kompakt.compressor.types import Document
 
 Range: TypeAlias = tuple[int, int]
 
-_FENCE: Final = re.compile(
-    r"^(?P<fence>`{3,}|~{3,})[^\n]*\n(?P<inside>.*?)\n(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL
+_FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
+_TAG: Final = re.compile(
+    r"<(/?)((?:article|attachment|content|context|data|doc|document|email|excerpt|file|log|output|page|passage|paste"
+    r"|report|result|search_result|source|text|transcript|web_page)s?(?:[_-]?\d+)?)(?:\s[^<>]*)?>",
+    re.IGNORECASE,
 )
-_TAG: Final = re.compile(r"<(?P<name>[A-Za-z][\w.-]*)(?:\s[^<>]*)?>(?P<inside>.*?)</(?P=name)>", re.DOTALL)
+"""Tags that hold context. Others may hold instructions, rules or formats."""
+
+_LABEL: Final = re.compile(
+    r"^\W{0,4}(?:(?:the|retrieved|relevant|provided|given|following|additional|background|search)\s+){0,2}"
+    r"(?:articles?|background|context|documents?|excerpts?|information|passages?|results?|sources?|texts?)\W{0,4}:\W{0,4}",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""What people write above the context of a question."""
+
 _GAP: Final = re.compile(r"\n[ \t]*\n\s*")
 
 _MIN_CHARACTERS: Final = 400
@@ -31,11 +42,11 @@ class Rules:
     """Which texts of a request may be compressed.
 
     System prompts, what the assistant said, errors of tools, and the arguments of calls never are. Of a user's
-    message only pasted context is: blocks in code fences or tags, and where there are none, the paragraphs between
-    the first and the last.
+    message only marked context is: blocks in code fences or in tags such as ``<document>``, and where there are none,
+    what follows a label such as ``Context:`` up to the last paragraph.
 
     Args:
-        tool_outputs: Whether outputs of tools are.
+        tool_outputs: Whether outputs of tools are. Those of unknown tools are not where some tool's must stay.
         documents: Whether blocks are that the interface itself calls documents or search results; never those that
             answers cite by their offsets.
         user_context: Whether context pasted into a user's message is.
@@ -91,6 +102,9 @@ def _target(slot: Slot, rules: Rules) -> Target | None:
     if slot.is_fixed or slot.message < rules.first_message or not _is_unicode(slot.text):
         return None
     keep = rules.tools.get(slot.tool) if slot.tool else None
+    if not slot.tool and slot.role is Role.TOOL and 1 in rules.tools.values():
+        # it may be the output of a tool that must stay as it is
+        return None
     match slot.role:
         case Role.TOOL if rules.tool_outputs and keep != 1:
             return Target(slot, Document(slot.text), keep)
@@ -120,17 +134,41 @@ def live_question(slots: Sequence[Slot]) -> str | None:
 
 
 def pasted_context(text: str) -> list[Range]:
-    """Return the ranges of a user's message that look like context and not like instructions.
+    """Return the ranges of a user's message that are marked as context, and so are no instructions.
 
-    Long blocks in code fences or tags; if there are none, what stands between the first and the last paragraph.
-    Instructions stand at the ends of messages: one of a single paragraph has no context.
+    Long blocks in code fences or in tags such as ``<document>``; where there are none, what follows a label such as
+    ``Context:`` up to the last paragraph. All else may be what is asked.
 
     Args:
         text: The message.
     """
-    blocks = _outermost([match.span("inside") for pattern in (_FENCE, _TAG) for match in pattern.finditer(text)])
+    blocks = _outermost([*_fenced(text), *_tagged(text)])
     blocks = [(start, end) for start, end in blocks if end - start >= _MIN_CHARACTERS]
-    return blocks or _middle(text)
+    return blocks or _labelled(text)
+
+
+def _fenced(text: str) -> list[Range]:
+    found, opened = [], None
+    for match in _FENCE.finditer(text):
+        fence, rest = match.groups()
+        if opened is None:
+            opened = (fence, match.end() + 1)
+        elif fence[0] == opened[0][0] and len(fence) >= len(opened[0]) and not rest.strip():
+            found.append((opened[1], match.start()))
+            opened = None
+    return found
+
+
+def _tagged(text: str) -> list[Range]:
+    found: list[Range] = []
+    opened: dict[str, list[int]] = {}
+    for match in _TAG.finditer(text):
+        starts = opened.setdefault(match[2].lower(), [])
+        if not match[1]:
+            starts.append(match.end())
+        elif starts:
+            found.append((starts.pop(), match.start()))
+    return found
 
 
 def _outermost(ranges: Sequence[Range]) -> list[Range]:
@@ -141,17 +179,15 @@ def _outermost(ranges: Sequence[Range]) -> list[Range]:
     return found
 
 
-def _middle(text: str) -> list[Range]:
-    gaps = [match.span() for match in _GAP.finditer(text, *_inner(text))]
-    if len(gaps) < 2:
+def _labelled(text: str) -> list[Range]:
+    label = _LABEL.search(text)
+    if label is None:
         return []
-    start, end = gaps[0][1], gaps[-1][0]
-    return [(start, end)] if end - start >= _MIN_CHARACTERS else []
-
-
-def _inner(text: str) -> Range:
-    """Return the range of a text without the white space at its ends."""
-    return len(text) - len(text.lstrip()), len(text.rstrip())
+    gaps = [match.span() for match in _GAP.finditer(text, label.end(), len(text.rstrip()))]
+    if not gaps:
+        return []
+    end = gaps[-1][0]
+    return [(label.end(), end)] if end - label.end() >= _MIN_CHARACTERS else []
 
 
 def _complement(ranges: Sequence[Range], length: int) -> tuple[Range, ...]:

@@ -45,13 +45,15 @@ class Overrides:
         return settings if self.dry_run is None else replace(settings, dry_run=self.dry_run)
 
 
+def option_of(header: str) -> str | None:
+    """Return the option that a header's name stands for, or None for other headers."""
+    name = header.lower().removeprefix(PREFIX).replace("-", "_")
+    return name if header.lower().startswith(PREFIX) and name in _READERS else None
+
+
 def from_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return what a request's headers ask for, by the names of ``Overrides``; values may be percent-encoded."""
-    return {
-        name.lower().removeprefix(PREFIX).replace("-", "_"): unquote(value)
-        for name, value in headers
-        if name.lower().startswith(PREFIX)
-    }
+    return {option: unquote(value) for name, value in headers if (option := option_of(name)) is not None}
 
 
 def from_body(text: str) -> tuple[str, object]:
@@ -101,7 +103,7 @@ def _flag(name: str, value: object) -> bool:
 
 def _fraction(name: str, value: object) -> float:
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)
     raise ConfigError(f"{name} must be a number, got {value!r}")
 

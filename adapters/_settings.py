@@ -19,14 +19,13 @@ class Settings:
 
     Args:
         keep: The fraction that may remain of each text that is compressed.
-        max_tokens: The most tokens that may remain of all texts of a request together that can be compressed; give
-            this or ``keep``.
+        max_tokens: The most tokens of all texts of a request together that the rules let go; give this or ``keep``.
         trigger_tokens: Requests with at most so many tokens of text are left as they are.
         rules: Which texts are compressed.
         reuse: ``"conversation"`` compresses each text once, for the question that is asked when it first comes, and
             sends the same in every later turn, so that a provider's cache of the prompt goes on being hit.
             ``"never"`` compresses every text for the question of each request.
-        deadline: Seconds after which a request goes out as it is.
+        deadline: Seconds after which a request goes out with what is ready by then.
         on_error: ``"pass_through"`` sends the request as it is if something fails; ``"raise"`` raises.
         dry_run: Do everything, and send the request as it is.
 
@@ -69,6 +68,7 @@ class Report:
         seconds: What that took.
         n_compressed: Texts that were compressed for this request.
         n_reused: Texts that were sent as in an earlier turn.
+        tokens_dry_run: In a dry run, tokens of its texts as they would have gone out.
     """
 
     outcome: Outcome
@@ -77,3 +77,4 @@ class Report:
     seconds: float = 0.0
     n_compressed: int = 0
     n_reused: int = 0
+    tokens_dry_run: int | None = None

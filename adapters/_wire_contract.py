@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from kompakt.adapters._engine import Engine
 from kompakt.adapters._json_splice import replace_strings
-from kompakt.adapters._wires import Slot, Wire, find_slots
+from kompakt.adapters._wires import Role, Slot, Wire, find_slots
 from kompakt.compressor.errors import InputError
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.store.keys import text_keys
@@ -19,14 +19,16 @@ from kompakt.compressor.store.keys import text_keys
 _HASH_CHARACTERS: Final = 24
 _HASH: Final = re.compile(r"[a-f0-9]{12,24}")
 _MODES: Final = (None, "ccr", "lossy_inline")
+_BLOCKS: Final = ("document", "search_result", "tool_result", "tool_use")
 _OPTIONS: Final = ("mode", "frozen_message_count")
 
 
-async def compress_messages(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
+def compress_messages(engine: Engine, request: Mapping[str, Any], *, owner: str = "") -> dict[str, Any]:
     """Answer ``POST /v1/compress``.
 
     Args:
         engine: What compresses.
+        owner: Whose texts they are; see ``Engine.artefacts``.
         request: ``messages`` of OpenAI's chat completions or of Anthropic's messages, and ``config`` with ``mode``
             and ``frozen_message_count``: the first messages, which stay as they are. In mode ``ccr`` each text that
             was compressed ends with the hash by which its original can be had; in ``lossy_inline`` no originals are
@@ -42,17 +44,17 @@ async def compress_messages(engine: Engine, request: Mapping[str, Any]) -> dict[
     wire = Wire.MESSAGES if _has_results(messages) else Wire.CHAT_COMPLETIONS
     settings = replace(engine.settings, rules=replace(engine.settings.rules, first_message=n_frozen))
     text = json.dumps({"messages": messages})
-    done = await engine.arewrite(text, wire, settings=settings)
+    done = engine.rewrite(text, wire, settings=settings, owner=owner)
     before, after = (find_slots(json.loads(one), wire) for one in (text, done.text or text))
     changed = [(old, new.text) for old, new in zip(before, after, strict=True) if old.text != new.text]
-    hashes = (
-        [] if mode == "lossy_inline" else keep_originals(engine.pipeline.artefacts(), [old for old, _ in changed])
-    )
+    originals = [old for old, _ in changed] if mode != "lossy_inline" else []
+    hashes = keep_originals(engine.artefacts(owner), originals)
     written = done.text or text
     if mode == "ccr":
         notes = {
             old.path: f"{new}\n[original: headroom_retrieve hash={name}]"
             for (old, new), name in zip(changed, hashes, strict=True)
+            if _takes_a_note(old)
         }
         written = replace_strings(written, notes)
     report = done.report
@@ -91,7 +93,12 @@ def _has_results(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether messages have blocks that only Anthropic's have."""
     contents = (message.get("content") for message in messages)
     blocks = (block for content in contents if isinstance(content, list) for block in content)
-    return any(isinstance(block, Mapping) and block.get("type") in ("tool_result", "tool_use") for block in blocks)
+    return any(isinstance(block, Mapping) and block.get("type") in _BLOCKS for block in blocks)
+
+
+def _takes_a_note(slot: Slot) -> bool:
+    """Return whether a line after a text does no harm: what a user says, and JSON, must stay what it is."""
+    return slot.role is not Role.USER and not slot.text.lstrip().startswith(("{", "["))
 
 
 def keep_originals(artefacts: Artefacts, slots: Sequence[Slot]) -> list[str]:

@@ -35,6 +35,7 @@ class Slot:
         text: The text.
         role: Who says it.
         message: Number of its message, from 0.
+        turn: How often the assistant has spoken before; texts of one turn are sent together.
         tool: The name of the tool whose output it is; empty if unknown or of no tool.
         title: What a document is called.
         is_fixed: Whether it must not change, whatever the rules: an error of a tool, a document that is cited by
@@ -46,6 +47,7 @@ class Slot:
     text: str
     role: Role
     message: int
+    turn: int = 0
     tool: str = ""
     title: str = ""
     is_fixed: bool = False
@@ -103,8 +105,10 @@ def _texts(content: object, path: Path, slot: Slot, *, types: Sequence[str]) -> 
 
 
 def _is_breakpoint(part: Json) -> bool:
-    return part.get("cache_control") is not None
+    return any(part.get(name) is not None for name in _BREAKPOINTS)
 
+
+_BREAKPOINTS: Final = ("cache_control", "prompt_cache_breakpoint")
 
 _CHAT_ROLES: Final = {
     "system": Role.SYSTEM,
@@ -118,16 +122,17 @@ _CHAT_ROLES: Final = {
 
 def _chat_completions(body: Json) -> Iterator[_Found]:
     tools: dict[object, str] = {}
+    turn = 0
     for number, message in _items(body.get("messages")):
         for _, call in _items(message.get("tool_calls")):
-            tools[call.get("id")] = _name_of(call.get("function"))
+            tools[call.get("id")] = _name_of(call.get("function")) or _name_of(call.get("custom"))
         role = _CHAT_ROLES.get(str(message.get("role")))
         if role is None:
             continue
+        turn += role is Role.ASSISTANT
         tool = tools.get(message.get("tool_call_id")) or str(message.get("name") or "")
-        slot = Slot((), "", role, number, tool=tool if role is Role.TOOL else "")
-        found = list(_texts(message.get("content"), ("messages", number, "content"), slot, types=("text",)))
-        yield from found
+        slot = Slot((), "", role, number, turn, tool=tool if role is Role.TOOL else "")
+        yield from _texts(message.get("content"), ("messages", number, "content"), slot, types=("text",))
         # some servers take breakpoints of whole messages, as LiteLLM does
         if _is_breakpoint(message):
             yield replace(slot, path=("messages", number)), True
@@ -138,17 +143,9 @@ def _name_of(function: object) -> str:
 
 
 def _completions(body: Json) -> Iterator[_Found]:
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        yield Slot(("prompt",), prompt, Role.USER, 0), False
-    elif isinstance(prompt, Sequence):
-        for index, text in enumerate(prompt):
-            if isinstance(text, str):
-                yield Slot(("prompt", index), text, Role.USER, index), False
-
-
-_CALLS: Final = ("function_call", "custom_tool_call")
-_OUTPUTS: Final = ("function_call_output", "custom_tool_call_output")
+    # the prompts of a list are requests of their own, with a question each
+    if isinstance(body.get("prompt"), str):
+        yield Slot(("prompt",), body["prompt"], Role.USER, 0), False
 
 
 def _responses(body: Json) -> Iterator[_Found]:
@@ -158,17 +155,22 @@ def _responses(body: Json) -> Iterator[_Found]:
     if isinstance(given, str):
         yield Slot(("input",), given, Role.USER, 0), False
     tools: dict[object, str] = {}
+    turn = 0
     for number, item in _items(given):
-        kind = item.get("type", "message")
-        if kind in _CALLS:
+        kind, path = str(item.get("type", "message")), ("input", number)
+        slot = Slot((), "", Role.TOOL, number, turn, tool=tools.get(item.get("call_id"), ""))
+        if kind.endswith("_call_output"):
+            yield from _texts(item.get("output"), (*path, "output"), slot, types=("input_text",))
+        elif kind.endswith("_call") or kind == "reasoning":
+            turn += 1
             tools[item.get("call_id")] = str(item.get("name") or "")
-        elif kind in _OUTPUTS:
-            slot = Slot((), "", Role.TOOL, number, tool=tools.get(item.get("call_id"), ""))
-            yield from _texts(item.get("output"), ("input", number, "output"), slot, types=("input_text",))
+            if isinstance(item.get("output"), str):
+                called = replace(slot, tool=str(item.get("name") or ""))
+                yield from _texts(item["output"], (*path, "output"), called, types=())
         elif kind == "message" and (role := _CHAT_ROLES.get(str(item.get("role")))):
-            slot = Slot((), "", role, number)
-            types = ("input_text", "output_text")
-            yield from _texts(item.get("content"), ("input", number, "content"), slot, types=types)
+            turn += role is Role.ASSISTANT
+            said = replace(slot, role=role, turn=turn, tool="")
+            yield from _texts(item.get("content"), (*path, "content"), said, types=("input_text", "output_text"))
 
 
 def _messages(body: Json) -> Iterator[_Found]:
@@ -178,11 +180,13 @@ def _messages(body: Json) -> Iterator[_Found]:
             yield Slot(("tools",), "", Role.SYSTEM, 0), True
     yield from _texts(body.get("system"), ("system",), Slot((), "", Role.SYSTEM, 0), types=("text",))
     tools: dict[object, str] = {}
+    turn = 0
     for number, message in _items(body.get("messages")):
-        role = {"user": Role.USER, "assistant": Role.ASSISTANT}.get(str(message.get("role")))
+        role = _CHAT_ROLES.get(str(message.get("role")))
         if role is None:
             continue
-        slot, path = Slot((), "", role, number), ("messages", number, "content")
+        turn += role is Role.ASSISTANT
+        slot, path = Slot((), "", role, number, turn), ("messages", number, "content")
         content = message.get("content")
         if isinstance(content, str):
             yield replace(slot, path=path, text=content), False
@@ -216,6 +220,8 @@ def _block(block: Json, path: Path, slot: Slot, tools: Mapping[object, str]) -> 
                     )
                 else:
                     yield from _source(inner, (*path, "content", index), output)
+                    if _is_breakpoint(inner):
+                        yield replace(output, path=(*path, "content", index)), True
         case _:
             yield from _source(block, path, slot)
 

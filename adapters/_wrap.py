@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any, TypeVar
 
 from kompakt.adapters._engine import Engine
@@ -30,10 +31,11 @@ def wrap(
     """Return a client of the same class that compresses what it sends; the one that is given stays as it is.
 
     Every method is covered, sync or async, with its streams and raw responses, as are the clients that
-    ``with_options`` makes of it. What was done is in ``client.kompakt.last``, and in the headers ``x-kompakt-...`` of
-    each response. One request asks for something else by headers (``x-kompakt-bypass``, ``x-kompakt-keep``,
-    ``x-kompakt-max-tokens``, ``x-kompakt-query``, ``x-kompakt-dry-run``) or by
-    ``extra_body={"kompakt": {"keep": 0.5}}``; neither is sent on.
+    ``with_options`` makes of it. To close it ends kompakt's threads; the one that was given is yours to close.
+
+    What was done is in ``client.kompakt.last``, and in the headers ``x-kompakt-...`` of each response. One request
+    asks for something else by headers (``x-kompakt-bypass``, ``x-kompakt-keep``, ``x-kompakt-max-tokens``,
+    ``x-kompakt-query``, ``x-kompakt-dry-run``) or by ``extra_body={"kompakt": {"keep": 0.5}}``; neither is sent on.
 
     Args:
         client: A client of the library ``openai`` or ``anthropic``, sync or async, or of a class made from theirs.
@@ -47,9 +49,10 @@ def wrap(
             of the user.
         reuse: ``"conversation"`` compresses each text once and sends the same in every later turn, so that the
             provider's cache goes on being hit; ``"never"`` compresses for the question of each request.
-        deadline: Seconds after which a request goes out as it is.
+        deadline: Seconds after which a request goes out with what is ready by then. The first one loads models:
+            compress something with the pipeline before, if it must not be late.
         on_error: ``"pass_through"`` sends a request as it is if something fails, with the reason in the report;
-            ``"raise"`` raises, which the client reports as a failed connection.
+            ``"raise"`` raises a ``KompaktError``, which some clients wrap into their own errors.
         dry_run: Do everything, and send requests as they are.
 
     Raises:
@@ -71,10 +74,21 @@ def wrap(
     sender = getattr(library_client, "_client", None)
     if sender is None or not callable(getattr(library_client, "copy", None)):
         raise ConfigError(f"wrap takes a client of openai or anthropic, got {type(client).__name__}")
-    if isinstance(getattr(library_client, "kompakt", None), Kompakt):
+    if isinstance(getattr(sender, "kompakt", None), Kompakt):
         raise ConfigError("this client compresses what it sends already; wrap the one that it was made from")
     kompakt = Kompakt(Engine(pipeline or Pipeline(["default"], store="memory", mark_omissions=True), settings))
-    made = library_client.copy(http_client=wrap_http_client(sender, kompakt))
-    made.kompakt = kompakt
-    wrapped: Client = made
+    wrapped: Client = _marked(library_client.copy(http_client=wrap_http_client(sender, kompakt)), kompakt)
     return wrapped
+
+
+def _marked(client: Any, kompakt: Kompakt) -> Any:  # noqa: ANN401 (of either library)
+    """Return a client that has ``kompakt``, as have the copies that are made of it."""
+    copy = client.copy
+
+    @wraps(copy)
+    def marked_copy(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+        made = copy(*args, **options)
+        return _marked(made, kompakt) if getattr(made._client, "kompakt", None) is kompakt else made
+
+    client.kompakt, client.copy, client.with_options = kompakt, marked_copy, marked_copy
+    return client

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kompakt.adapters._engine import Engine
 from kompakt.adapters._http import Kompakt, wrap_http_client
-from kompakt.adapters._settings import Settings
+from kompakt.adapters._settings import Report, Settings
 from kompakt.adapters._wire_contract import compress_messages, find_original
-from kompakt.compressor.errors import ConfigError, InputError, MissingExtraError
+from kompakt.compressor.errors import ConfigError, InputError, KompaktError, MissingExtraError
 from kompakt.compressor.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ _HOP_BY_HOP: Final = frozenset(
 _NOT_SENT_ON: Final = _HOP_BY_HOP | {"host", "content-length", GATE_HEADER}
 _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _HEALTH_SECONDS: Final = 30.0
-_OWN: Final = ("/v1/compress", "/v1/retrieve/")
+_OWNER_CHARACTERS: Final = 16
+_MANY: Final = 2**31
+_OWN: Final = re.compile(r"POST /v1/compress|GET /v1/retrieve/[^/]+")
+"""What the gateway answers itself, and so never sends on with its token in the headers."""
 _OPEN: Final = ("/healthz", "/metrics")
 """Asked by machines that have no token; they say nothing of anybody's texts."""
 
@@ -105,6 +110,8 @@ def create_app(
         middleware=[Middleware(_Gate, token=token, max_requests=taken_on.max_requests)],
         exception_handlers={
             InputError: lambda _, error: _error(400, str(error)),
+            KompaktError: lambda _, error: _error(500, str(error)),
+            TimeoutError: lambda _, __: _error(408, "the request did not arrive in time"),
             _TooLargeError: lambda _, error: _error(413, str(error)),
         },
         lifespan=gateway.lifespan,
@@ -154,7 +161,7 @@ class _Gate:
         if self._token is None:
             return True
         given = request.headers.get(GATE_HEADER, "")
-        if not given and request.url.path.startswith(_OWN):
+        if not given and _OWN.fullmatch(f"{request.method} {request.url.path}"):
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
         return hmac.compare_digest(given.encode(), self._token.encode())
 
@@ -167,7 +174,9 @@ class _Gateway:
         self._engine = engine
         self._limits = limits
         self._meters = _Meters()
-        self._kompakt = Kompakt(engine)
+        self._kompakt = Kompakt(
+            engine, owner_of=lambda request: _owner(request.headers), on_report=self._meters.count_report
+        )
         self._client: Any = None
         self._health = (float("-inf"), "")
 
@@ -179,7 +188,7 @@ class _Gateway:
         del app
         limits = httpx2.Limits(max_connections=self._limits.max_requests)
         inner = httpx2.AsyncClient(timeout=self._limits.timeout, limits=limits, trust_env=False)
-        async with wrap_http_client(inner, self._kompakt) as self._client:
+        async with inner, wrap_http_client(inner, self._kompakt) as self._client:
             yield
 
     async def healthz(self, request: Request) -> Response:
@@ -212,24 +221,31 @@ class _Gateway:
 
     async def compress(self, request: Request) -> Response:
         """Compress messages; see ``compress_messages``."""
-        from starlette.responses import JSONResponse
+        from starlette.responses import Response
 
+        content, headers = await self._body(request), request.headers
+        is_bypassed = headers.get("x-headroom-bypass", "").lower() in ("1", "true")
+        answer = await asyncio.to_thread(self._compressed, content, _owner(headers), is_bypassed=is_bypassed)
+        return Response(answer, media_type="application/json")
+
+    def _compressed(self, content: bytes, owner: str, *, is_bypassed: bool) -> bytes:
         try:
-            body = json.loads(await self._body(request))
-        except ValueError as error:
+            body = json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the body is no JSON: {error}") from error
         if not isinstance(body, dict):
             raise InputError("the body must be a JSON object")
-        if request.headers.get("x-headroom-bypass", "").lower() in ("1", "true"):
-            body = {**body, "config": {"frozen_message_count": len(body.get("messages") or [])}}
-        return JSONResponse(await compress_messages(self._engine, body))
+        if is_bypassed:
+            body = {**body, "config": {"frozen_message_count": _MANY}}
+        return json.dumps(compress_messages(self._engine, body, owner=owner)).encode()
 
     async def retrieve(self, request: Request) -> Response:
         """Return the original of a hash."""
         from starlette.responses import JSONResponse
 
         name = request.path_params["hash"]
-        original = await asyncio.to_thread(find_original, self._engine.pipeline.artefacts(), name)
+        artefacts = self._engine.artefacts(_owner(request.headers))
+        original = await asyncio.to_thread(find_original, artefacts, name)
         if original is None:
             return _error(
                 404, f"there is no text with the hash {name}; it was never kept or is gone: do not ask again"
@@ -241,12 +257,17 @@ class _Gateway:
         import httpx2
         from starlette.responses import StreamingResponse
 
+        path = request.scope["raw_path"].decode("ascii").partition("?")[0]
+        if any(part in (".", "..") for part in re.split(r"[/\\]", unquote(path))):
+            raise InputError(f"a path must not have the parts . and .., got {path!r}")
         query = f"?{request.url.query}" if request.url.query else ""
-        outgoing = self._client.build_request(
+        # not built by the client, which would add its own headers and the cookies of other callers
+        outgoing = httpx2.Request(
             request.method,
-            f"{self._upstream}{request.url.path}{query}",
+            f"{self._upstream}{path}{query}",
             headers=_sent_on(request.headers),
             content=await self._body(request),
+            extensions={"timeout": httpx2.Timeout(self._limits.timeout).as_dict()},
         )
         try:
             answer = await self._client.send(outgoing, stream=True)
@@ -255,9 +276,10 @@ class _Gateway:
         except httpx2.HTTPError as error:
             _LOG.warning("the upstream cannot be reached: %s", type(error).__name__)
             return _error(502, f"the upstream cannot be reached: {type(error).__name__}")
-        self._meters.count(answer.status_code, answer.headers)
-        headers = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
-        return StreamingResponse(self._streamed(answer), answer.status_code, headers)
+        self._meters.count_answer(answer.status_code)
+        response = StreamingResponse(self._streamed(answer), answer.status_code)
+        response.raw_headers = _neighbourless(answer.headers, _HOP_BY_HOP)
+        return response
 
     async def _streamed(self, answer: Any) -> AsyncIterator[bytes]:  # noqa: ANN401 (of httpx2)
         try:
@@ -268,11 +290,12 @@ class _Gateway:
 
     async def _body(self, request: Request) -> bytes:
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._limits.max_body:
-                raise _TooLargeError(f"a request may have {self._limits.max_body:,} bytes")
-            parts.append(part)
+        async with asyncio.timeout(self._limits.timeout):
+            async for part in request.stream():
+                size += len(part)
+                if size > self._limits.max_body:
+                    raise _TooLargeError(f"a request may have {self._limits.max_body:,} bytes")
+                parts.append(part)
         return b"".join(parts)
 
 
@@ -280,10 +303,21 @@ class _TooLargeError(Exception):
     """A request with more bytes than the gateway takes."""
 
 
-def _sent_on(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+def _sent_on(headers: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 (of starlette)
+    return _neighbourless(headers, _NOT_SENT_ON)
+
+
+def _neighbourless(headers: Any, dropped: frozenset[str]) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 (of either side)
+    """Return headers, to the byte and in order, without those that are for the next neighbour alone."""
     named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
-    items = headers.items()
-    return [(name, value) for name, value in items if name.lower() not in _NOT_SENT_ON | named]
+    away = {name.encode("latin-1") for name in dropped | named}
+    return [(name.lower(), value) for name, value in headers.raw if name.lower() not in away]
+
+
+def _owner(headers: Any) -> str:  # noqa: ANN401 (of either side)
+    """Return whose request this is: a hash of the key that it is sent with."""
+    keys = [headers.get(name, "") for name in ("authorization", "x-api-key", "api-key")]
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:_OWNER_CHARACTERS] if any(keys) else ""
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -307,16 +341,16 @@ class _Meters:
         self._seconds = Histogram("seconds", "What compressing them took.", **own)
         self._answers = Counter("upstream_answers", "Answers of the upstream.", ["status"], **own)
 
-    def count(self, status: int, headers: Mapping[str, str]) -> None:
-        """Count an answer of the upstream, and what its headers say of the request."""
+    def count_answer(self, status: int) -> None:
+        """Count an answer of the upstream."""
         self._answers.labels(str(status)).inc()
-        outcome = headers.get("x-kompakt-outcome")
-        if outcome is None:
-            return
-        self._requests.labels(outcome).inc()
-        self._tokens.labels("before").inc(int(headers["x-kompakt-tokens-before"]))
-        self._tokens.labels("after").inc(int(headers["x-kompakt-tokens-after"]))
-        self._seconds.observe(float(headers["x-kompakt-seconds"]))
+
+    def count_report(self, report: Report) -> None:
+        """Count what was done to a request."""
+        self._requests.labels(report.outcome.status.value).inc()
+        self._tokens.labels("before").inc(report.tokens_before)
+        self._tokens.labels("after").inc(report.tokens_after)
+        self._seconds.observe(report.seconds)
 
     def text(self) -> bytes:
         """Return the numbers."""

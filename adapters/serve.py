@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,7 +13,10 @@ from kompakt.compressor.errors import ConfigError, MissingExtraError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-_VARIABLE: Final = "KOMPAKT_GATEWAY_VARIABLE"
+if TYPE_CHECKING:
+    from kompakt.compressor.pipeline import Pipeline
+
+_VARIABLE: Final = "KOMPAKT_GATEWAY_TOKEN"
 _DRAIN_SECONDS: Final = 30
 
 
@@ -41,7 +44,7 @@ def serve(
 ) -> None:
     """Compress what passes through: a gateway in front of a server that speaks OpenAI's or Anthropic's API.
 
-    Callers' keys pass through and are never logged. If KOMPAKT_GATEWAY_VARIABLE is set, callers must send it as
+    Callers' keys pass through and are never logged. If KOMPAKT_GATEWAY_TOKEN is set, callers must send it as
     x-kompakt-token.
     """
     del debug
@@ -51,12 +54,11 @@ def serve(
         raise MissingExtraError("kompakt serve", "server") from error
     from kompakt.adapters._settings import Settings
     from kompakt.adapters.gateway import Limits, create_app
-    from kompakt.compressor.pipeline import Pipeline
 
     token = os.environ.get(_VARIABLE)
     if token is not None and not token.strip():
         raise ConfigError(f"{_VARIABLE} is empty: unset it, or give it a token")
-    made = Pipeline.from_toml(pipeline) if pipeline else Pipeline(["default"], store=store, mark_omissions=True)
+    made = _pipeline(pipeline, store)
     settings = Settings(
         keep=keep,
         max_tokens=max_tokens,
@@ -69,3 +71,22 @@ def serve(
     gateway = create_app(upstream, made, settings, limits=limits, token=token)
     # paths may hold what is nobody's business, so no log of accesses
     uvicorn.run(gateway, host=host, port=port, access_log=False, timeout_graceful_shutdown=_DRAIN_SECONDS)
+
+
+def _pipeline(path: Path | None, store: str) -> Pipeline:
+    from kompakt.compressor.pipeline import Pipeline
+
+    if path is None:
+        return Pipeline(["default"], store=store, mark_omissions=True)
+    written = Pipeline.from_toml(path)
+    if written.store is not None:
+        return written
+    return Pipeline(
+        written.stages,
+        tokenizer=written.tokenizer,
+        strict=written.strict,
+        on_error=written.on_error,
+        mark_omissions=written.mark_omissions,
+        store=store,
+        tenant=written.tenant,
+    )

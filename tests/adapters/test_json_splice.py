@@ -1,6 +1,7 @@
 """Strings are replaced where they stand; nothing else of a JSON text changes."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -74,3 +75,12 @@ def test_numbers_and_spaces_stay_when_a_key_is_dropped():
     assert drop_key(text, "kompakt") == '{ "a": 1.50, "b":{"kompakt":2} }'
     assert drop_key('{"kompakt": 1}', "kompakt") == "{}"
     assert drop_key('{"kompakt": 1, "kompakt": 2, "a": "}"}', "kompakt") == '{ "a": "}"}'
+
+
+def test_a_long_string_takes_no_more_room_than_itself():
+    text = json.dumps({"image": "A" * 20_000_000, "text": "x"})
+    tracemalloc.start()
+    assert string_places(text)[("text",)][1] == len(text) - 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * len(text)

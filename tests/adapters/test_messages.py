@@ -1,5 +1,7 @@
 """What may be compressed of a request, and what never is."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,8 +39,8 @@ def test_by_default_only_outputs_documents_and_pasted_context_are_targets():
 
 def test_tools_have_rules_of_their_own():
     slots = [slot("a", Role.TOOL, tool="grep"), slot("b", Role.TOOL, tool="read"), slot("c", Role.TOOL)]
-    found = find_targets(slots, Rules(tools={"grep": 0.2, "read": 1}))
-    assert [(target.document.text, target.keep) for target in found] == [("a", 0.2), ("c", None)]
+    found = find_targets(slots, Rules(tools={"grep": 0.2, "read": 0.9}))
+    assert [(target.document.text, target.keep) for target in found] == [("a", 0.2), ("b", 0.9), ("c", None)]
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.1, True, "half", None])
@@ -58,9 +60,10 @@ def test_few_tokens_cannot_be_below_none():
         (f"Fix this:\n```py\n{LONG}\n```\nThanks", LONG),
         (f"~~~~\n{LONG}\n~~~~", LONG),
         (f"<document id='3'>{LONG}</document>\nWhat is wrong?", LONG),
+        (f"<Document_2>{LONG}</document_2> Sum up.", LONG),
         (f"<docs><doc>{LONG}</doc><doc>{LONG}</doc></docs> Compare.", f"<doc>{LONG}</doc><doc>{LONG}</doc>"),
-        (f"Answer from the context.\n\nContext:\n{LONG}\n\nQuestion: when?", f"Context:\n{LONG}"),
-        (f"\n\nOne.\n \n{LONG}\n\nTwo.\n\n", LONG.rstrip() + " "),
+        (f"Answer from the context.\n\nContext:\n{LONG}\n\nQuestion: when?", LONG),
+        (f"Question: when?\n\n**Retrieved documents:**\n\n{LONG}\n\n{LONG}\n\nBe brief.", f"{LONG}\n\n{LONG}"),
     ],
 )
 def test_context_is_told_from_what_is_asked(text, context):
@@ -75,6 +78,9 @@ def test_context_is_told_from_what_is_asked(text, context):
         "When?",
         LONG,
         f"{LONG}\n\nWhen?",
+        f"Write about this.\n\n{LONG}\n\nIt rhymes.",
+        f"<instructions>{LONG}</instructions> <rules>{LONG}</rules>",
+        f"Context: {LONG}",
         "Write a poem.\n\nIt has three verses.\n\nIt rhymes.",
         "Run ```ls``` in <dir>/tmp</dir>.\n```sh\nls\n```",
         f"```\n{LONG}",
@@ -86,14 +92,17 @@ def test_what_may_be_an_instruction_is_no_context(text):
 
 
 def test_several_blocks_are_found_and_the_rest_is_protected():
-    text = f"Compare\n```\n{LONG}\n```\nwith\n<b>{LONG}</b>\nin a table."
+    text = f"Compare\n```\n{LONG}\n```\nwith\n<data>{LONG}</data>\nin a table."
     [target] = find_targets([slot(text)], Rules())
     kept = [text[start:end] for start, end in target.document.protected]
-    assert kept == ["Compare\n```\n", "\n```\nwith\n<b>", "</b>\nin a table."]
+    assert kept == ["Compare\n```\n", "```\nwith\n<data>", "</data>\nin a table."]
 
 
 @given(
-    st.lists(st.sampled_from(["```\n", "\n```\n", "<a>", "</a>", "\n\n", LONG, "x", " "]), max_size=12).map("".join)
+    st.lists(
+        st.sampled_from(["```\n", "\n```\n", "<doc>", "</doc>", "\n```\n", "\nContext:", "\n\n", LONG, "x", " "]),
+        max_size=12,
+    ).map("".join)
 )
 def test_context_lies_within_the_text_in_order(text):
     found = pasted_context(text)
@@ -120,3 +129,19 @@ def test_the_question_is_what_the_user_said_last_without_what_was_pasted():
     assert live_question([slot("out", Role.TOOL)]) is live_question([slot("  ")]) is None
     assert live_question([slot("a" * 5000 + " Why?")]).endswith(" Why?")
     assert len(live_question([slot("a" * 5000)])) == 2000
+
+
+def test_outputs_of_unknown_tools_stay_where_some_must():
+    slots = [slot("a", Role.TOOL), slot("b", Role.TOOL, tool="grep")]
+    assert texts(slots, tools={"read": 1}) == ["b"]
+    assert texts(slots, tools={"read": 0.5}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "part", ["<br>hello wor", "<doc x", "```", "```x\n", "\n \n", "Context:", "<doc>", "the the the "]
+)
+def test_long_messages_take_no_longer_than_their_length(part):
+    text = part * (1_000_000 // len(part))
+    began = time.perf_counter()
+    pasted_context(text)
+    assert time.perf_counter() - began < 5

@@ -176,7 +176,7 @@ BLOCKS = [
     {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "log", "input": {}}]},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": LOG}]},
 ]
-PROMPT = f"Read this.\n\n{LOG}\n\n{QUESTION}"
+PROMPT = f"Read this.\n\nContext:\n{LOG}\n\n{QUESTION}"
 
 OPENAI = {
     "chat create": lambda c: c.chat.completions.create(model="m", messages=MESSAGES),
@@ -247,11 +247,10 @@ def test_every_method_is_compressed_and_answers_alike(server, library, name, cal
     plain = client(library, name, server)
     expected = drained(call(plain))
     before = json.dumps(server.sent)
-    with wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
+    with plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         assert type(wrapped) is type(plain)
         check(server, drained(call(wrapped)), expected, before)
         assert wrapped.kompakt.last.outcome.status == "compressed"
-    plain.close()
 
 
 @pytest.mark.parametrize(("library", "name", "call"), CASES)
@@ -260,7 +259,7 @@ def test_every_method_of_the_async_clients_too(server, library, name, call):
         plain = client(library, f"Async{name}", server)
         expected = await adrained(await call(plain))
         before = json.dumps(server.sent)
-        async with wrap(plain, pipeline=pipeline(), keep=0.3, deadline=30) as wrapped:
+        async with plain, wrap(plain, pipeline=pipeline(), keep=0.3, deadline=30) as wrapped:
             assert type(wrapped) is type(plain)
             check(server, await adrained(await call(wrapped)), expected, before)
             assert wrapped.kompakt.last.outcome.status == "compressed"
@@ -269,7 +268,7 @@ def test_every_method_of_the_async_clients_too(server, library, name, call):
 
 
 def test_stream_managers(server):
-    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3) as wrapped:
+    with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         with wrapped.chat.completions.stream(model="m", messages=MESSAGES) as stream:
             assert "39" in "".join(event.delta for event in stream if event.type == "content.delta")
         assert ANSWER in server.sent["messages"][2]["content"]
@@ -279,30 +278,60 @@ def test_stream_managers(server):
         with wrapped.chat.completions.with_streaming_response.create(model="m", messages=MESSAGES) as response:
             assert response.headers["x-kompakt-outcome"] == "compressed"
             assert json.loads(response.read()) == CHAT
-    with wrap(client(anthropic, "Anthropic", server), pipeline=pipeline(), keep=0.3) as wrapped:
+    with client(anthropic, "Anthropic", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         with wrapped.messages.stream(model="m", max_tokens=9, messages=BLOCKS) as stream:
             assert "".join(stream.text_stream) == "390"
         assert server.sent["messages"][2]["content"][0]["content"] != LOG
 
 
 def test_the_client_that_was_given_stays_as_it_is(server):
-    plain = client(openai, "OpenAI", server)
-    wrapped = wrap(plain, pipeline=pipeline(), keep=0.3)
-    plain.chat.completions.create(model="m", messages=MESSAGES)
+    with client(openai, "OpenAI", server) as plain:
+        with wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
+            assert (wrapped.api_key, wrapped.base_url, wrapped.max_retries) == (plain.api_key, plain.base_url, 0)
+        plain.chat.completions.create(model="m", messages=MESSAGES)
+        assert server.sent["messages"] == MESSAGES
+        assert not hasattr(plain, "kompakt")
+
+
+def test_copies_know_what_was_done_and_are_not_wrapped_again(server):
+    with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
+        copy = wrapped.with_options(timeout=5).copy(max_retries=1)
+        copy.chat.completions.create(model="m", messages=MESSAGES)
+        assert copy.kompakt.last is wrapped.kompakt.last is not None
+        for one in (wrapped, copy):
+            with pytest.raises(ConfigError, match="compresses what it sends already"):
+                wrap(one, keep=0.5)
+        assert not hasattr(wrapped.with_options(http_client=plain._client), "kompakt")
+
+
+def test_what_is_sent_after_closing_goes_out_as_it_is(server):
+    async def main():
+        async with client(openai, "AsyncOpenAI", server) as plain:
+            wrapped = wrap(plain, pipeline=pipeline(), keep=0.3)
+            wrapped.kompakt.close()
+            await wrapped.chat.completions.create(model="m", messages=MESSAGES)
+            return wrapped.kompakt.last.outcome
+
+    assert asyncio.run(main()).reason == "kompakt was closed for this client"
     assert server.sent["messages"] == MESSAGES
-    assert not hasattr(plain, "kompakt")
-    assert (wrapped.api_key, wrapped.base_url, wrapped.max_retries) == (plain.api_key, plain.base_url, 0)
-    wrapped.close()
+
+
+def test_a_signed_body_is_not_touched(server):
+    with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
+        for headers in ({"authorization": "AWS4-HMAC-SHA256 x"}, {"x-amz-content-sha256": "x"}):
+            wrapped.chat.completions.create(model="m", messages=MESSAGES, extra_headers=headers)
+            assert server.sent["messages"] == MESSAGES
+            assert "signed" in wrapped.kompakt.last.outcome.reason
 
 
 def test_what_is_of_another_interface_is_left_alone(server):
-    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3) as wrapped:
+    with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         assert wrapped.models.list().data == []
         answer = wrapped.post("/embeddings", body={"model": "m", "input": LOG}, cast_to=object)
         assert answer == {"path": "/v1/embeddings"}
         assert server.sent == {"model": "m", "input": LOG}
         assert wrapped.kompakt.last is None
-    with wrap(client(anthropic, "Anthropic", server), pipeline=pipeline(), keep=0.3) as wrapped:
+    with client(anthropic, "Anthropic", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         wrapped.post("/v1/messages/count_tokens", body={"messages": BLOCKS}, cast_to=object)
         assert server.sent == {"messages": BLOCKS}
 
@@ -315,7 +344,10 @@ def test_one_request_may_ask_for_something_else(server):
         assert not [name for name in headers if "kompakt" in name.lower()]
         return body["messages"][2]["content"]
 
-    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.5, reuse="never") as wrapped:
+    with (
+        client(openai, "OpenAI", server) as plain,
+        wrap(plain, pipeline=pipeline(), keep=0.5, reuse="never") as wrapped,
+    ):
         default = asked()
         assert len(asked(extra_body={"kompakt": {"keep": 0.1}})) < 0.3 * len(default)
         assert len(asked(extra_headers={"x-kompakt-max-tokens": "100"})) < len(default)
@@ -323,7 +355,7 @@ def test_one_request_may_ask_for_something_else(server):
         assert asked(extra_headers={"x-kompakt-bypass": "true"}) == LOG
         assert wrapped.kompakt.last.outcome.reason == "bypassed, as the request asks"
         assert asked(extra_body={"kompakt": {"dry_run": True}}) == LOG
-        assert wrapped.kompakt.last.tokens_after < wrapped.kompakt.last.tokens_before
+        assert wrapped.kompakt.last.tokens_dry_run < wrapped.kompakt.last.tokens_after
         for wrong, message in (
             ({"keep": 3}, "keep must be"),
             ({"keep": True}, "keep must be a number, got True"),
@@ -338,7 +370,7 @@ def test_one_request_may_ask_for_something_else(server):
 
 
 def test_responses_say_what_was_done(server):
-    with wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3) as wrapped:
+    with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         raw = wrapped.chat.completions.with_raw_response.create(model="m", messages=MESSAGES)
         last = wrapped.kompakt.last
         assert raw.headers["x-kompakt-outcome"] == "compressed"
@@ -351,9 +383,10 @@ def test_responses_say_what_was_done(server):
 
 
 def test_rules_are_followed(server):
-    with wrap(
-        client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.3, rules=Rules(tools={"log": 1})
-    ) as wrapped:
+    with (
+        client(openai, "OpenAI", server) as plain,
+        wrap(plain, pipeline=pipeline(), keep=0.3, rules=Rules(tools={"log": 1})) as wrapped,
+    ):
         wrapped.chat.completions.create(model="m", messages=MESSAGES)
         assert server.sent["messages"] == MESSAGES
         assert wrapped.kompakt.last.outcome.status == "fits"
@@ -365,18 +398,11 @@ def test_what_is_no_client_is_named(wrong):
         wrap(wrong, keep=0.5)
 
 
-def test_a_client_is_wrapped_once(server):
-    wrapped = wrap(client(openai, "OpenAI", server), pipeline=pipeline(), keep=0.5)
-    with pytest.raises(ConfigError, match="compresses what it sends already"):
-        wrap(wrapped, keep=0.5)
-    wrapped.close()
-
-
 @pytest.mark.parametrize("name", ["httpx", "httpx2"])
 def test_both_libraries_are_served(server, name):
     library = pytest.importorskip(name)
     kompakt = Kompakt(Engine(pipeline(), Settings(keep=0.3)))
-    with wrap_http_client(library.Client(headers={"x-own": "1"}), kompakt) as made:
+    with library.Client(headers={"x-own": "1"}) as inner, wrap_http_client(inner, kompakt) as made:
         answer = made.post(f"{server.url}/chat/completions", json={"messages": MESSAGES})
         assert answer.json() == CHAT
         assert answer.headers["x-kompakt-outcome"] == "compressed"
