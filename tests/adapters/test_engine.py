@@ -122,6 +122,53 @@ def test_another_conversation_or_tenant_finds_nothing_of_it(engine):
     assert one.rewrite(body(1), CHAT).report.n_reused == 1
 
 
+def test_a_text_is_frozen_for_the_question_of_its_turn(engine):
+    def asked(question):
+        blocks = [
+            {"type": "document", "source": {"type": "text", "data": output(0)}},
+            {"type": "text", "text": question},
+        ]
+        done = one.rewrite(json.dumps({"messages": [{"role": "user", "content": blocks}]}), Wire.MESSAGES)
+        return json.loads(done.text)["messages"][0]["content"][0]["source"]["data"], done.report.n_reused
+
+    one = engine(keep=0.2)
+    first, _ = asked("What did ship 0-7 carry?")
+    second, n_reused = asked("What did ship 0-31 carry?")
+    assert n_reused == 0
+    assert "Ship 0-7 left" in first
+    assert "Ship 0-31 left" in second
+    assert asked("What did ship 0-7 carry?") == (first, 1)
+
+
+def test_an_owner_finds_nothing_of_another(engine):
+    one = engine(keep=0.3)
+    assert one.rewrite(body(1), CHAT, owner="a").report.n_reused == 0
+    assert one.rewrite(body(1), CHAT, owner="b").report.n_reused == 0
+    assert one.rewrite(body(1), CHAT, owner="a").report.n_reused == 1
+
+
+def test_what_one_request_asks_for_leaves_earlier_texts_as_they_were_sent(engine):
+    one = engine(keep=0.3)
+    first = one.rewrite(body(1), CHAT)
+    second = one.rewrite(body(2), CHAT, settings=replace(one.settings, keep=0.6))
+    third = one.rewrite(body(3), CHAT)
+    assert contents(second.text)[:4] == contents(first.text)
+    assert contents(third.text)[: len(contents(second.text))] == contents(second.text)
+
+
+def test_texts_below_a_ceiling_stay_as_they_were_sent_until_it_is_hit(engine):
+    one = engine(max_tokens=1500)
+    broken, last = 0, []
+    for turns in range(1, 21):
+        done = one.rewrite(body(turns), CHAT)
+        sent = contents(done.text or body(turns))
+        if sent[: len(last)] != last:
+            broken += 1
+            assert "ceiling was hit" in done.report.outcome.reason
+        last = sent
+    assert 0 < broken <= 5
+
+
 def test_without_reuse_each_request_is_compressed_for_its_own_question(engine):
     one = engine(keep=0.2, reuse="never")
     first, second = (one.rewrite(body(turns), CHAT) for turns in (1, 2))

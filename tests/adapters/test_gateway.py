@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import socket
 import threading
 import time
 
@@ -68,11 +70,13 @@ class Upstream:
             body += event.get("body", b"")
             if not event.get("more_body"):
                 break
-        headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
-        self.seen.append((scope["method"], scope["path"], scope["query_string"].decode(), dict(headers), body))
+        headers = [(name.decode(), value.decode("latin-1")) for name, value in scope["headers"]]
+        query = scope["query_string"].decode()
+        self.seen.append((scope["method"], scope["raw_path"].decode(), query, dict(headers), body))
         await asyncio.to_thread(self.may_answer.wait, 20)
         status = 418 if scope["path"].endswith("/teapot") else 200
         told = [(b"content-type", b"application/json"), (b"x-own", b"1"), (b"keep-alive", b"timeout=5")]
+        told += [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), (b"x-latin", b"caf\xe9")]
         await send({"type": "http.response.start", "status": status, "headers": told})
         if b'"stream":true' in body:
             for n in range(4):
@@ -142,7 +146,7 @@ def test_everything_else_passes_to_the_byte(gateway, upstream):
         method, path, query, headers, body = upstream.seen[-1]
         assert (method, path, query, headers["content-type"], body) == (
             "PUT",
-            "/v1/files/a b",
+            "/v1/files/a%20b",
             "x=1&x=2",
             "image/png",
             data,
@@ -323,3 +327,97 @@ def test_an_upstream_that_is_no_url_is_named(url):
 def test_limits_of_nothing_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be above 0"):
         Limits(**{name: 0})
+
+
+def raw_answer(client, path, more=b""):
+    """Ask for a path as no client would write it."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), 10) as sent:
+        sent.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n".encode() + more + b"\r\n")
+        return b"".join(iter(lambda: sent.recv(4096), b""))
+
+
+@pytest.mark.parametrize("path", ["/v1/files/a%2Fb", "/v1/%252F", "/v1/a%3Fb", "//evil/x", "/v1/caf%C3%A9", "/"])
+def test_paths_pass_as_they_were_written(gateway, upstream, path):
+    with gateway() as client:
+        assert raw_answer(client, path).startswith(b"HTTP/1.1 200")
+    assert upstream.seen[-1][1] == path
+
+
+@pytest.mark.parametrize("path", ["/../x", "/v1/%2e%2e/x", "/v1/..%2Fx", "/v1/%5c..%5cx", "/v1/./x"])
+def test_paths_that_lead_elsewhere_are_refused(gateway, upstream, path):
+    n = len(upstream.seen)
+    with gateway() as client:
+        assert raw_answer(client, path).startswith(b"HTTP/1.1 400")
+    assert len(upstream.seen) == n
+
+
+def test_headers_pass_to_the_byte_and_nothing_is_added(gateway, upstream):
+    with gateway() as client:
+        assert client.get("/v1/x").headers.get_list("set-cookie") == ["a=1", "b=2"]
+        assert b"x-latin: caf\xe9\r\n" in raw_answer(client, "/v1/x", b"x-name: caf\xe9\r\n")
+    assert upstream.seen[-1][3] == {"host": upstream.url.removeprefix("http://"), "x-name": "caf\xe9"}
+
+
+def test_who_has_another_key_finds_nothing_of_mine(gateway):
+    mine, theirs = ({"authorization": f"Bearer {key}"} for key in ("mine", "theirs"))
+    with gateway() as client:
+        body = {"messages": MESSAGES}
+        [name] = client.post("/v1/compress", json=body, headers=mine).json()["ccr_hashes"]
+        assert client.get(f"/v1/retrieve/{name}", headers=mine).status_code == 200
+        assert client.get(f"/v1/retrieve/{name}", headers=theirs).status_code == 404
+        assert client.get(f"/v1/retrieve/{name}").status_code == 404
+
+
+def test_the_token_of_the_gateway_is_not_sent_on_under_another_name(gateway, upstream):
+    own = {"authorization": "Bearer s3cret"}
+    n = len(upstream.seen)
+    with gateway(token="s3cret") as client:
+        for method, path in (("GET", "/v1/compress"), ("POST", "/v1/compress/"), ("GET", "/v1/retrieve/a/b")):
+            assert client.request(method, path, headers=own).status_code == 401
+    assert len(upstream.seen) == n
+
+
+CONTENTS = [
+    None,
+    5,
+    "x" * 900,
+    LOG,
+    [],
+    [1],
+    [{"type": "text", "text": LOG}],
+    [{"type": "tool_result", "content": LOG}],
+    {},
+]
+
+
+def test_two_thousand_malformed_bodies_break_nothing_and_are_not_changed(gateway, upstream):
+    chance = random.Random(0)
+    whole = json.dumps({"messages": MESSAGES, "model": "m"}).encode()
+    paths = ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions")
+
+    def damaged():
+        match chance.randrange(4):
+            case 0:
+                return whole[: chance.randrange(len(whole))]
+            case 1:
+                data = bytearray(whole)
+                for _ in range(chance.randrange(1, 9)):
+                    data[chance.randrange(len(data))] = chance.randrange(256)
+                return bytes(data)
+            case 2:
+                return chance.randbytes(chance.randrange(200))
+        key = chance.choice(["messages", "input", "prompt", "system"])
+        role = chance.choice(["user", "tool", "assistant", None, 3])
+        value = [{"role": role, "content": chance.choice(CONTENTS)}, chance.choice(CONTENTS)]
+        return json.dumps({key: chance.choice([value, chance.choice(CONTENTS)])}).encode()
+
+    headers = {"content-type": "application/json"}
+    with gateway() as client:
+        for _ in range(2000):
+            body, path = damaged(), chance.choice(paths)
+            answer = client.post(path, content=body, headers=headers)
+            assert answer.status_code == 200, body
+            if answer.headers["x-kompakt-outcome"] != "compressed":
+                assert upstream.seen[-1][4] == body
+            else:
+                json.loads(upstream.seen[-1][4])
