@@ -18,6 +18,7 @@ from kompakt.adapters._json_splice import Path, replace_strings
 from kompakt.adapters._messages import Target, find_targets, live_question
 from kompakt.adapters._settings import Report, Settings
 from kompakt.adapters._shares import Shares, Text, share_out
+from kompakt.adapters._spans import record_span
 from kompakt.adapters._wires import Wire, find_slots
 from kompakt.compressor.base import Request, make_request
 from kompakt.compressor.errors import BackendError, CompressionError, KompaktError
@@ -128,7 +129,11 @@ class Engine:
         Raises:
             KompaktError: If something failed and ``on_error`` says to raise.
         """
-        call = _Call(text, wire, settings or self.settings, query, owner, time.monotonic())
+        done = self._rewrite(_Call(text, wire, settings or self.settings, query, owner, time.monotonic()))
+        record_span(done.report)
+        return done
+
+    def _rewrite(self, call: _Call) -> Rewritten:
         try:
             self._check_open()
             plan = self._threads.submit(self._plan, call).result(call.seconds_left)
@@ -149,8 +154,13 @@ class Engine:
         query: str | None = None,
         owner: str = "",
     ) -> Rewritten:
-        """Do as ``rewrite`` does without holding up the event loop, which must be asyncio's."""
+        """Do as ``rewrite`` does without holding up the event loop."""
         call = _Call(text, wire, settings or self.settings, query, owner, time.monotonic())
+        done = await (self._arewrite(call) if _is_asyncio() else _in_thread(self._rewrite, call))
+        record_span(done.report)
+        return done
+
+    async def _arewrite(self, call: _Call) -> Rewritten:
         try:
             self._check_open()
             planned = asyncio.wrap_future(self._threads.submit(self._plan, call))
@@ -281,6 +291,21 @@ def _unfinished(call: _Call, error: Exception) -> Rewritten:
     reason = _reason(error)
     _LOG.warning("a request goes out without being compressed: %s", reason)
     return Rewritten(None, Report(_outcome(0, reason), seconds=call.seconds))
+
+
+def _is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _in_thread(rewrite: Callable[[_Call], Rewritten], call: _Call) -> Rewritten:
+    """Wait for a thread, whatever event loop runs: HTTP clients serve trio's as well."""
+    from anyio import to_thread
+
+    return await to_thread.run_sync(rewrite, call, abandon_on_cancel=True)
 
 
 async def _await_all(futures: Sequence[Future[Any]], seconds: float) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from urllib.parse import quote
 from kompakt.adapters._engine import Engine, Rewritten
 from kompakt.adapters._overrides import PREFIX, from_body, from_headers, option_of, parse_overrides
 from kompakt.adapters._settings import Report, Settings
+from kompakt.adapters._usage import Usage, UsageReader, watched_stream
 from kompakt.adapters._wires import Wire, wire_of
 from kompakt.compressor.errors import ConfigError, KompaktError
 from kompakt.compressor.types import Outcome, Status
@@ -43,6 +45,7 @@ class Kompakt:
         engine: What compresses them.
         owner_of: Whose conversation a request belongs to, where one client serves several.
         on_report: Told what was done to each request.
+        on_usage: Told what the provider counted.
     """
 
     def __init__(
@@ -51,10 +54,13 @@ class Kompakt:
         *,
         owner_of: Callable[[Any], str] = _nobody,
         on_report: Callable[[Report], None] | None = None,
+        on_usage: Callable[[Usage], None] | None = None,
     ) -> None:
         self.engine = engine
         self.owner_of = owner_of
-        self.on_report = on_report
+        self._on_report = on_report
+        self._on_usage = on_usage
+        self._lock = threading.Lock()
         self.reports: deque[Report] = deque(maxlen=_REPORTS)
         """What was done to the last requests, the newest last."""
 
@@ -62,6 +68,22 @@ class Kompakt:
     def last(self) -> Report | None:
         """What was done to the request that went out last, from whatever thread; None before the first."""
         return self.reports[-1] if self.reports else None
+
+    def note(self, report: Report) -> None:
+        """Add what was done to a request."""
+        with self._lock:
+            self.reports.append(report)
+        if self._on_report is not None:
+            self._on_report(report)
+
+    def settle(self, report: Report, usage: Usage) -> None:
+        """Add to a report what the provider counted."""
+        with self._lock:
+            for index, one in enumerate(self.reports):
+                if one is report:
+                    self.reports[index] = replace(report, usage=usage)
+        if self._on_usage is not None:
+            self._on_usage(usage)
 
     def close(self) -> None:
         """End the threads; requests go out as they are from now on."""
@@ -126,7 +148,8 @@ def _sync_transport(name: str) -> type:
                 query=call.query,
                 owner=self._kompakt.owner_of(request),
             )
-            return _answered(self._send(_outgoing(library, request, call, done)), done.report, self._kompakt)
+            answer = self._send(_outgoing(library, request, call, done))
+            return _answered(library, answer, done.report, self._kompakt)
 
         def _send(self, request: Any) -> Any:  # noqa: ANN401
             # what the outer client does must not be done twice
@@ -158,7 +181,8 @@ def _async_transport(name: str) -> type:
                 query=call.query,
                 owner=self._kompakt.owner_of(request),
             )
-            return _answered(await self._send(_outgoing(library, request, call, done)), done.report, self._kompakt)
+            answer = await self._send(_outgoing(library, request, call, done))
+            return _answered(library, answer, done.report, self._kompakt)
 
         async def _send(self, request: Any) -> Any:  # noqa: ANN401
             return await self._inner.send(request, stream=True, follow_redirects=False, auth=None)
@@ -170,10 +194,8 @@ def _async_transport(name: str) -> type:
 
 
 def _wire_for(request: Any) -> Wire | None:  # noqa: ANN401
-    """Return the interface that a request is for, or None if it must be left alone."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_plain = "content-encoding" not in request.headers
-    return wire_of(request.url.path) if request.method == "POST" and kind == "application/json" and is_plain else None
+    """Return the interface that a request is for, or None if it is for none that holds a prompt."""
+    return wire_of(request.url.path) if request.method == "POST" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +219,13 @@ class _Call:
 
 def _read(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: ANN401
     began, body, used, query = time.monotonic(), "", settings, None
+    reason = _untouchable(request)
     try:
-        body, asked = from_body(content.decode())
-        overrides = parse_overrides(asked, from_headers(request.headers.items()))
-        used, query = overrides.applied_to(settings), overrides.query
-        reason = "bypassed, as the request asks" if overrides.bypass else _signed(request)
+        if not reason:
+            body, asked = from_body(content.decode())
+            overrides = parse_overrides(asked, from_headers(request.headers.items()))
+            used, query = overrides.applied_to(settings), overrides.query
+            reason = "bypassed, as the request asks" if overrides.bypass else ""
     except UnicodeDecodeError:
         reason = "the body is no UTF-8"
     except Exception as error:  # whatever a request asks for, it must go out
@@ -214,10 +238,14 @@ def _read(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: A
     return _Call(content, body, used, query)
 
 
-def _signed(request: Any) -> str:  # noqa: ANN401
-    """Return why a request must stay as it is if its sender signed the body."""
-    is_signed = request.headers.get("authorization", "").startswith("AWS4-") or _BODY_HASH in request.headers
-    return "its body is signed (AWS Signature Version 4)" if is_signed else ""
+def _untouchable(request: Any) -> str:  # noqa: ANN401
+    """Return why a request must stay as it is; empty if it may change."""
+    if request.headers.get("authorization", "").startswith("AWS4-") or _BODY_HASH in request.headers:
+        return "its body is signed (AWS Signature Version 4)"
+    if "content-encoding" in request.headers:
+        return f"its body has the content encoding {request.headers['content-encoding']}"
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return "" if kind == "application/json" else f"its body is {kind or 'of no given type'}, not application/json"
 
 
 def _outgoing(library: Any, request: Any, call: _Call, done: Rewritten) -> Any:  # noqa: ANN401
@@ -237,12 +265,14 @@ def _outgoing(library: Any, request: Any, call: _Call, done: Rewritten) -> Any: 
     )
 
 
-def _answered(response: Any, report: Report, kompakt: Kompakt) -> Any:  # noqa: ANN401
-    """Note what was done to a request, and write it into the headers of its response."""
-    kompakt.reports.append(report)
-    if kompakt.on_report is not None:
-        kompakt.on_report(report)
+def _answered(library: Any, response: Any, report: Report, kompakt: Kompakt) -> Any:  # noqa: ANN401
+    """Note what was done to a request, write it into the headers of its response, and watch that for its usage."""
+    kompakt.note(report)
     response.headers.update(report_headers(report))
+    reader = UsageReader(
+        library, response.headers.get("content-encoding", ""), lambda usage: kompakt.settle(report, usage)
+    )
+    response.stream = watched_stream(library, response.stream, reader)
     return response
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from kompakt.adapters._messages import Rules
+from kompakt.adapters._usage import Usage
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.pipeline import OnError
 from kompakt.compressor.types import Budget, Outcome
@@ -69,6 +70,8 @@ class Report:
         n_compressed: Texts that were compressed for this request.
         n_reused: Texts that were sent as in an earlier turn.
         tokens_dry_run: In a dry run, tokens of its texts as they would have gone out.
+        usage: What the provider counted, once its answer has been read and if it says so. What it counts beyond
+            ``tokens_after`` is what kompakt does not: roles, descriptions of tools, images, another tokenizer.
     """
 
     outcome: Outcome
@@ -78,3 +81,4 @@ class Report:
     n_compressed: int = 0
     n_reused: int = 0
     tokens_dry_run: int | None = None
+    usage: Usage | None = None

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from kompakt.adapters._engine import Engine
 from kompakt.adapters._http import Kompakt, wrap_http_client
 from kompakt.adapters._settings import Report, Settings
+from kompakt.adapters._usage import Usage
 from kompakt.adapters._wire_contract import compress_messages, find_original
 from kompakt.compressor.errors import ConfigError, InputError, KompaktError, MissingExtraError
 from kompakt.compressor.pipeline import Pipeline
@@ -44,6 +45,8 @@ _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _HEALTH_SECONDS: Final = 30.0
 _OWNER_CHARACTERS: Final = 16
 _MANY: Final = 2**31
+_GONE: Final = 499
+"""What is logged of a caller that did not wait; nobody reads it."""
 _OWN: Final = re.compile(r"POST /v1/compress|GET /v1/retrieve/[^/]+")
 """What the gateway answers itself, and so never sends on with its token in the headers."""
 _OPEN: Final = ("/healthz", "/metrics")
@@ -57,6 +60,7 @@ class Limits:
     Args:
         max_body: Bytes of a request; larger ones get 413.
         max_requests: Requests at one time; one more gets 429.
+        max_bytes: Bytes of all requests at one time; the one that would exceed them gets 429.
         timeout: Seconds to wait for the upstream's connection, and for each next piece of its answer.
 
     Raises:
@@ -65,10 +69,11 @@ class Limits:
 
     max_body: int = 64 << 20
     max_requests: int = 256
+    max_bytes: int = 1 << 30
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("max_body", "max_requests", "timeout"):
+        for name in ("max_body", "max_requests", "max_bytes", "timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
 
@@ -107,12 +112,13 @@ def create_app(
             Route("/v1/retrieve/{hash}", gateway.retrieve),
             Route("/{path:path}", gateway.forward, methods=_METHODS),
         ],
-        middleware=[Middleware(_Gate, token=token, max_requests=taken_on.max_requests)],
+        middleware=[Middleware(_Gate, token=token, limits=taken_on)],
         exception_handlers={
             InputError: lambda _, error: _error(400, str(error)),
             KompaktError: lambda _, error: _error(500, str(error)),
             TimeoutError: lambda _, __: _error(408, "the request did not arrive in time"),
             _TooLargeError: lambda _, error: _error(413, str(error)),
+            _BusyError: lambda _, error: _busy(str(error)),
         },
         lifespan=gateway.lifespan,
     )
@@ -134,11 +140,12 @@ def _checked_url(url: str) -> str:
 class _Gate:
     """An ASGI application before another: asks for the token, and lets in no more than can be done."""
 
-    def __init__(self, app: Any, *, token: str | None, max_requests: int) -> None:  # noqa: ANN401 (any ASGI app)
+    def __init__(self, app: Any, *, token: str | None, limits: Limits) -> None:  # noqa: ANN401 (any ASGI app)
         self._app = app
         self._token = token
-        self._max_requests = max_requests
+        self._limits = limits
         self._n_inside = 0
+        self._n_bytes = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
         from starlette.requests import Request
@@ -147,15 +154,29 @@ class _Gate:
             await self._app(scope, receive, send)
         elif not self._is_allowed(Request(scope)):
             await _error(401, f"send the gateway's token as {GATE_HEADER}")(scope, receive, send)
-        elif self._n_inside >= self._max_requests:
-            answer = _error(429, f"{self._n_inside} requests are under way", {"retry-after": "1"})
-            await answer(scope, receive, send)
+        elif self._n_inside >= self._limits.max_requests:
+            await _busy(f"{self._n_inside} requests are under way")(scope, receive, send)
         else:
-            self._n_inside += 1
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._n_inside -= 1
+            await self._let_in(scope, receive, send)
+
+    async def _let_in(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        own = 0
+
+        async def counted() -> Any:  # noqa: ANN401
+            nonlocal own
+            message = await receive()
+            size = len(message.get("body", b""))
+            own, self._n_bytes = own + size, self._n_bytes + size
+            if size and self._n_bytes > self._limits.max_bytes:
+                raise _BusyError(f"the requests under way have over {self._limits.max_bytes:,} bytes")
+            return message
+
+        self._n_inside += 1
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._n_inside -= 1
+            self._n_bytes -= own
 
     def _is_allowed(self, request: Request) -> bool:
         if self._token is None:
@@ -175,7 +196,10 @@ class _Gateway:
         self._limits = limits
         self._meters = _Meters()
         self._kompakt = Kompakt(
-            engine, owner_of=lambda request: _owner(request.headers), on_report=self._meters.count_report
+            engine,
+            owner_of=lambda request: _owner(request.headers),
+            on_report=self._meters.count_report,
+            on_usage=self._meters.count_usage,
         )
         self._client: Any = None
         self._health = (float("-inf"), "")
@@ -255,7 +279,8 @@ class _Gateway:
     async def forward(self, request: Request) -> Response:
         """Send a request on to the upstream, compressed if it is one to a model, and stream back the answer."""
         import httpx2
-        from starlette.responses import StreamingResponse
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import Response, StreamingResponse
 
         path = request.scope["raw_path"].decode("ascii").partition("?")[0]
         if any(part in (".", "..") for part in re.split(r"[/\\]", unquote(path))):
@@ -270,7 +295,9 @@ class _Gateway:
             extensions={"timeout": httpx2.Timeout(self._limits.timeout).as_dict()},
         )
         try:
-            answer = await self._client.send(outgoing, stream=True)
+            answer = await _unless_gone(request, self._client.send(outgoing, stream=True))
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
         except httpx2.TimeoutException:
             return _error(504, "the upstream did not answer in time")
         except httpx2.HTTPError as error:
@@ -303,6 +330,27 @@ class _TooLargeError(Exception):
     """A request with more bytes than the gateway takes."""
 
 
+class _BusyError(Exception):
+    """A request that would be too much beside those that are under way."""
+
+
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 (of httpx2)
+    """Wait for an answer as long as somebody waits for it: nobody should pay for what nobody reads."""
+    from starlette.requests import ClientDisconnect
+
+    asked, gone = asyncio.create_task(answer), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientDisconnect
+        return asked.result()
+    finally:
+        gone.cancel()
+        if not asked.done():
+            asked.cancel()
+            await asyncio.wait((asked,))
+
+
 def _sent_on(headers: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 (of starlette)
     return _neighbourless(headers, _NOT_SENT_ON)
 
@@ -328,6 +376,10 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
     return JSONResponse(body, status, dict(headers or {}))
 
 
+def _busy(message: str) -> Response:
+    return _error(429, message, {"retry-after": "1"})
+
+
 class _Meters:
     """What is counted, in Prometheus' form."""
 
@@ -338,6 +390,7 @@ class _Meters:
         own: dict[str, Any] = {"registry": self._registry, "namespace": "kompakt"}
         self._requests = Counter("requests", "Requests to models.", ["outcome"], **own)
         self._tokens = Counter("tokens", "Tokens of their texts.", ["when"], **own)
+        self._usage = Counter("provider_tokens", "Tokens as the upstream counts them.", ["kind"], **own)
         self._seconds = Histogram("seconds", "What compressing them took.", **own)
         self._answers = Counter("upstream_answers", "Answers of the upstream.", ["status"], **own)
 
@@ -351,6 +404,12 @@ class _Meters:
         self._tokens.labels("before").inc(report.tokens_before)
         self._tokens.labels("after").inc(report.tokens_after)
         self._seconds.observe(report.seconds)
+
+    def count_usage(self, usage: Usage) -> None:
+        """Count what the upstream counted."""
+        self._usage.labels("input").inc(usage.input_tokens)
+        self._usage.labels("cached").inc(usage.cached_tokens)
+        self._usage.labels("output").inc(usage.output_tokens)
 
     def text(self) -> bytes:
         """Return the numbers."""

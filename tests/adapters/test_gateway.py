@@ -32,6 +32,9 @@ MESSAGES = [
 ]
 
 
+USAGE = {"prompt_tokens": 90, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 64}}
+
+
 class Running:
     """An ASGI application behind uvicorn, on a port of its own."""
 
@@ -82,7 +85,7 @@ class Upstream:
             for n in range(4):
                 await send({"type": "http.response.body", "body": f"data: {n}\n\n".encode(), "more_body": True})
                 await asyncio.sleep(0.2)
-        await send({"type": "http.response.body", "body": b'{"ok": true}'})
+        await send({"type": "http.response.body", "body": json.dumps({"ok": True, "usage": USAGE}).encode()})
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_a_request_to_a_model_goes_out_compressed(gateway, upstream):
                 "x-kompakt-query": "ship 30",
             },
         )
-    assert (answer.status_code, answer.json(), answer.headers["x-own"]) == (200, {"ok": True}, "1")
+    assert (answer.status_code, answer.json(), answer.headers["x-own"]) == (200, {"ok": True, "usage": USAGE}, "1")
     assert "keep-alive" not in answer.headers
     assert answer.headers["x-kompakt-outcome"] == "compressed"
     method, path, query, headers, body = upstream.seen[-1]
@@ -274,6 +277,49 @@ def test_too_much_is_refused(gateway, upstream):
         assert client.get("/v1/x").status_code == 200
 
 
+def test_requests_together_may_have_so_many_bytes(gateway, upstream):
+    with gateway(limits=Limits(max_bytes=1500)) as client:
+        upstream.may_answer.clear()
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(client.post("/v1/x", content=b"a" * 1000).status_code)
+        )
+        n = len(upstream.seen)
+        thread.start()
+        while len(upstream.seen) == n:
+            time.sleep(0.01)
+        second = client.post("/v1/x", content=b"a" * 501)
+        assert (second.status_code, second.headers["retry-after"]) == (429, "1")
+        upstream.may_answer.set()
+        thread.join()
+        assert answers == [200]
+        assert client.post("/v1/x", content=b"a" * 1500).status_code == 200
+
+
+def test_who_does_not_wait_is_not_answered_by_the_upstream(gateway, upstream):
+    class Waiting:
+        """Answers nothing, and says when it was left."""
+
+        def __init__(self):
+            self.asked, self.left = threading.Event(), threading.Event()
+
+        async def __call__(self, scope, receive, send):
+            if scope["type"] == "http":
+                self.asked.set()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                self.left.set()
+
+    waiting = Waiting()
+    with Running(waiting) as running, gateway(upstream=running.url) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port), 10) as sent:
+            sent.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+            assert waiting.asked.wait(10)
+            assert not waiting.left.is_set()
+        assert waiting.left.wait(10)
+        assert client.get("/healthz").status_code == 200
+
+
 def test_an_upstream_that_is_gone_or_slow_is_named(gateway, upstream):
     with gateway(upstream="http://127.0.0.1:9") as client:
         gone = chat(client)
@@ -313,6 +359,7 @@ def test_metrics_count_what_was_done(gateway):
     assert 'kompakt_upstream_answers_total{status="418"} 1.0' in text
     assert 'kompakt_tokens_total{when="before"}' in text
     assert "kompakt_seconds_count 1.0" in text
+    assert 'kompakt_provider_tokens_total{kind="cached"} 64.0' in text
 
 
 @pytest.mark.parametrize(
@@ -323,7 +370,7 @@ def test_an_upstream_that_is_no_url_is_named(url):
         create_app(url, Pipeline(["lexical"], store="memory"), Settings(keep=0.5))
 
 
-@pytest.mark.parametrize("name", ["max_body", "max_requests", "timeout"])
+@pytest.mark.parametrize("name", ["max_body", "max_requests", "max_bytes", "timeout"])
 def test_limits_of_nothing_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be above 0"):
         Limits(**{name: 0})

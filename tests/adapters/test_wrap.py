@@ -12,6 +12,7 @@ from kompakt import ConfigError, Pipeline
 from kompakt.adapters._engine import Engine
 from kompakt.adapters._http import Kompakt, wrap_http_client
 from kompakt.adapters._settings import Settings
+from kompakt.adapters._usage import Usage
 from kompakt.adapters.openai import Rules, wrap
 
 openai = pytest.importorskip("openai")
@@ -39,7 +40,7 @@ class Server(ThreadingHTTPServer):
         return self.requests[-1][2]
 
 
-USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+USAGE = {"prompt_tokens": 90, "completion_tokens": 1, "total_tokens": 91}
 CHAT = {
     "id": "c",
     "object": "chat.completion",
@@ -297,7 +298,8 @@ def test_copies_know_what_was_done_and_are_not_wrapped_again(server):
     with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         copy = wrapped.with_options(timeout=5).copy(max_retries=1)
         copy.chat.completions.create(model="m", messages=MESSAGES)
-        assert copy.kompakt.last is wrapped.kompakt.last is not None
+        assert copy.kompakt is wrapped.kompakt
+        assert copy.kompakt.last.outcome.status == "compressed"
         for one in (wrapped, copy):
             with pytest.raises(ConfigError, match="compresses what it sends already"):
                 wrap(one, keep=0.5)
@@ -380,6 +382,58 @@ def test_responses_say_what_was_done(server):
             model="m", messages=MESSAGES, extra_headers={"x-kompakt-keep": "f%C3%BCnf"}
         )
         assert raw.headers["x-kompakt-reason"].startswith("keep must be a number, got 'f%C3%BC")
+
+
+def test_what_the_provider_counts_is_in_the_report_once_it_was_read(server):
+    with client(openai, "OpenAI", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
+        with wrapped.chat.completions.with_streaming_response.create(model="m", messages=MESSAGES) as response:
+            assert wrapped.kompakt.last.usage is None
+            response.read()
+        assert wrapped.kompakt.last.usage == Usage(90, 0, 1)
+        assert wrapped.kompakt.last.outcome.status == "compressed"
+        wrapped.completions.create(model="m", prompt=PROMPT)
+        assert [report.usage for report in wrapped.kompakt.reports] == [Usage(90, 0, 1)] * 2
+
+
+def test_spans_say_what_was_done_and_nothing_of_the_texts(server):
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry import trace as api
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    provider = trace.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    # the global one can be set once only
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        client(openai, "OpenAI", server) as plain,
+        wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped,
+    ):
+        patch.setattr(api, "get_tracer", provider.get_tracer)
+        with provider.get_tracer("app").start_as_current_span("answer"):
+            wrapped.chat.completions.create(model="m", messages=MESSAGES)
+    own, around = kept.get_finished_spans()
+    assert (own.name, own.parent.span_id) == ("kompakt.compress", around.context.span_id)
+    assert around.start_time < own.start_time < own.end_time < around.end_time
+    assert own.attributes["kompakt.outcome"] == "compressed"
+    assert own.attributes["kompakt.tokens_before"] == wrapped.kompakt.last.tokens_before
+    assert not [value for value in own.attributes.values() if "bells" in str(value)]
+
+
+def test_an_event_loop_of_trio(server):
+    trio = pytest.importorskip("trio")
+
+    async def main():
+        library = pytest.importorskip("httpx2")
+        made = Kompakt(Engine(pipeline(), Settings(keep=0.3)))
+        async with library.AsyncClient() as inner, wrap_http_client(inner, made) as wrapped:
+            answer = await wrapped.post(f"{server.url}/chat/completions", json={"messages": MESSAGES})
+            assert answer.json() == CHAT
+        return made.last
+
+    assert trio.run(main).outcome.status == "compressed"
+    assert ANSWER in server.sent["messages"][2]["content"] != LOG
 
 
 def test_rules_are_followed(server):
