@@ -6,7 +6,6 @@ raw responses, beta interfaces and whatever comes next. httpx and httpx2 are ser
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import threading
 import time
@@ -188,7 +187,10 @@ def _async_transport(name: str) -> type:
             return await self._inner.send(request, stream=True, follow_redirects=False, auth=None)
 
         async def aclose(self) -> None:
-            await asyncio.to_thread(self._kompakt.close)
+            # of whatever event loop runs: the libraries serve trio's as well
+            from anyio import to_thread
+
+            await to_thread.run_sync(self._kompakt.close)
 
     return AsyncCompressingTransport
 
