@@ -334,8 +334,8 @@ def test_settings_that_make_no_sense_are_named(options, error, message):
         Settings(**options)
 
 
-def test_many_tasks_at_once_get_their_own_and_the_loop_goes_on(engine):
-    one = engine(keep=0.3, reuse="never", deadline=60)
+def longest_gap(one):
+    """Ask 1,000 times from 50 tasks, check each answer, and return for how long the loop stood still."""
     gaps = []
 
     async def watch():
@@ -344,24 +344,25 @@ def test_many_tasks_at_once_get_their_own_and_the_loop_goes_on(engine):
             await asyncio.sleep(0.005)
             gaps.append(time.perf_counter() - began - 0.005)
 
+    async def ask(numbers):
+        for n in numbers:
+            text = body(1).replace("Ship 0-", f"Ship {n}-")
+            done = await one.arewrite(text, CHAT, query=f"What did ship {n}-7 carry?")
+            assert f"Ship {n}-7 left port 0 with 91 bells" in contents(done.text)[3]
+
     async def main():
         watcher = asyncio.create_task(watch())
-        limit = asyncio.Semaphore(50)
-
-        async def ask(n):
-            async with limit:
-                text = body(1).replace("Ship 0-", f"Ship {n}-")
-                return await one.arewrite(text, CHAT, query=f"What did ship {n}-7 carry?")
-
-        done = await asyncio.gather(*(ask(n) for n in range(300)))
+        await asyncio.gather(*(ask(range(task, 1000, 50)) for task in range(50)))
         watcher.cancel()
-        return done
 
-    done = asyncio.run(main())
-    for n, rewritten in enumerate(done):
-        assert f"Ship {n}-7 left port 0 with 91 bells" in contents(rewritten.text)[3]
-    gaps.sort()
-    assert gaps[int(0.98 * len(gaps))] < 0.05
+    asyncio.run(main())
+    return max(gaps)
+
+
+def test_many_tasks_at_once_get_their_own_and_the_loop_never_stands_still(engine):
+    one = engine(keep=0.3, reuse="never", deadline=60)
+    # another process may take the core for a while, but not three times
+    assert any(longest_gap(one) < 0.05 for _ in range(3))
 
 
 def test_closing_ends_the_threads(engine):
