@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kompakt.adapters._batcher import Batcher
 from kompakt.adapters._frozen import Frozen, FrozenTexts
-from kompakt.adapters._json_splice import Path, replace_strings
+from kompakt.adapters._json_splice import Path, Places, replace_strings, string_places
 from kompakt.adapters._messages import Target, find_targets, live_question
 from kompakt.adapters._settings import Report, Settings
 from kompakt.adapters._shares import Shares, Text, share_out
@@ -29,7 +29,9 @@ from kompakt.compressor.types import Budget, Compressed, Outcome, Status
 
 _LOG = logging.getLogger(__name__)
 
-_THREADS: Final = 8
+_THREADS: Final = 4
+"""They read and count, which one core does at a time; more would only let event loops wait for their turn."""
+
 _MIN_SECONDS: Final = 0.05
 _CLOSED: Final = "kompakt was closed for this client"
 
@@ -71,6 +73,7 @@ class _Call:
 class _Plan:
     """What is to be done to a request."""
 
+    places: Places
     n_tokens: int
     shares: Shares
     requests: Sequence[Request]
@@ -219,7 +222,9 @@ class Engine:
             )
             for one, keep in zip(shares.new, shares.keeps, strict=True)
         ]
-        return _Plan(n_tokens, shares, requests, frozen)
+        # found here, as what comes later may be on an event loop
+        places = string_places(call.text) if targets else {}
+        return _Plan(places, n_tokens, shares, requests, frozen)
 
     def _counted(self, target: Target) -> Text:
         text = target.document.text
@@ -280,7 +285,9 @@ def _rewritten(call: _Call, plan: _Plan, kept: Mapping[Path, Frozen], made: Mapp
         n_reused=sum(one.frozen is not None for one in plan.shares.kept),
         tokens_dry_run=plan.n_tokens - saved if is_dry else None,
     )
-    return Rewritten(None if is_dry or not replacements else replace_strings(call.text, replacements), report)
+    if is_dry or not replacements:
+        return Rewritten(None, report)
+    return Rewritten(replace_strings(call.text, replacements, places=plan.places), report)
 
 
 def _unfinished(call: _Call, error: Exception) -> Rewritten:
