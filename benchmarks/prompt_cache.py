@@ -15,7 +15,6 @@ import argparse
 import gzip
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,8 @@ class Bill:
 
     def add(self, body: str) -> None:
         """Count a request: what it shares with the one before it comes from the cache."""
-        shared = len(os.path.commonprefix([self.seen, body]))
+        pairs = enumerate(zip(self.seen, body, strict=False))
+        shared = next((at for at, (one, other) in pairs if one != other), min(len(self.seen), len(body)))
         # the end of a body, its closing brackets, is no part of the prompt
         self.broken += bool(self.seen) and shared < len(self.seen) - 2
         self.cached += TOKENIZER.count(body[:shared])
@@ -53,13 +53,12 @@ class Bill:
 
 def conversations(path: Path, n_turns: int) -> Iterator[list[list[dict[str, Any]]]]:
     """Return, for each conversation that is long enough, the messages of each of its requests."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        for line in lines:
-            messages = json.loads(line)["messages"]
-            ends = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at]
-            if len(ends) >= n_turns:
-                yield [messages[:end] for end in ends[:n_turns]]
+    data = path.read_bytes()
+    for line in (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines():
+        messages = json.loads(line)["messages"]
+        ends = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at]
+        if len(ends) >= n_turns:
+            yield [messages[:end] for end in ends[:n_turns]]
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# read by the hub's client when it is first imported
+# read by these libraries when they are first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 # processes that a test starts, workers of a cluster too, find the parts that tests share
 os.environ["PYTHONPATH"] = os.pathsep.join(

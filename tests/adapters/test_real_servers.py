@@ -234,14 +234,13 @@ def test_a_query_engine_of_llamaindex(llama, pipeline):
     assert {node.node.metadata["kompakt"]["outcome"] for node in answer.source_nodes} == {"compressed"}
 
 
-def test_a_pipeline_of_haystack(llama, pipeline, monkeypatch):
-    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
+def test_a_pipeline_of_haystack(llama, pipeline):
     haystack = pytest.importorskip("haystack")
     from haystack.components.builders import ChatPromptBuilder
     from haystack.components.generators.chat import OpenAIChatGenerator
     from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
-    from haystack.document_stores.in_memory import InMemoryDocumentStore
     from haystack.dataclasses import ChatMessage
+    from haystack.document_stores.in_memory import InMemoryDocumentStore
     from haystack.utils import Secret
 
     from kompakt.adapters.haystack import KompaktCompressor
