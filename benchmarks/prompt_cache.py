@@ -54,7 +54,7 @@ class Bill:
 def conversations(path: Path, n_turns: int) -> Iterator[list[list[dict[str, Any]]]]:
     """Return, for each conversation that is long enough, the messages of each of its requests."""
     data = path.read_bytes()
-    for line in (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines():
+    for line in (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines():
         messages = json.loads(line)["messages"]
         ends = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at]
         if len(ends) >= n_turns:

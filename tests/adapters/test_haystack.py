@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 
@@ -12,8 +11,6 @@ from kompakt import BudgetError, ConfigError
 from kompakt import Pipeline as Compressing
 from kompakt.compressor.models.tokenizers import load_tokenizer
 
-# read when it is first imported; tests run without the network
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 pytest.importorskip("haystack")
 
 from haystack import Document, Pipeline
