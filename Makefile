@@ -66,7 +66,7 @@ demo: venv models
 
 test: venv models environments
 	@$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
-	@$(VENV)/environments/litellm/bin/python -m pytest --quiet tests/adapters/test_litellm.py
+	@$(VENV)/environments/litellm/bin/python -m pytest --quiet tests/adapters/test_litellm.py tests/adapters/test_litellm_proxy.py
 	@$(VENV)/environments/older-clients/bin/python -m pytest --quiet tests/adapters/test_wrap.py
 
 test-fast: venv

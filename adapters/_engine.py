@@ -111,6 +111,10 @@ class Engine:
         made = self.pipeline.artefacts()
         return Artefacts(made.store, tenant=f"{made.tenant}\n{owner}") if owner else made
 
+    def count(self, texts: Sequence[str]) -> int:
+        """Return the tokens of texts, as the reports count them."""
+        return sum(self._tokenizer.count_batch(texts))
+
     def rewrite(
         self,
         text: str,
@@ -126,7 +130,7 @@ class Engine:
             text: The body as it came: JSON.
             wire: The interface that it is for.
             settings: Those of this request, if they are not the engine's.
-            query: The question; the last message of the user without one.
+            query: The question; the last message of the user without one, and none at all if it is empty.
             owner: Whose conversation it is; see ``artefacts``.
 
         Raises:
@@ -209,9 +213,9 @@ class Engine:
                 replace(one, key=key, frozen=known)
                 for one, key, known in zip(texts, keys, frozen.find(keys), strict=True)
             ]
-        n_tokens = sum(self._tokenizer.count_batch([_countable(slot.text) for slot in slots]))
+        n_tokens = self.count([_countable(slot.text) for slot in slots])
         shares = share_out(texts, settings, is_triggered=n_tokens > settings.trigger_tokens)
-        question = call.query or live_question(slots)
+        question = live_question(slots) if call.query is None else call.query
         requests = [
             make_request(
                 one.target.document,

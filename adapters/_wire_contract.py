@@ -30,12 +30,14 @@ def compress_messages(engine: Engine, request: Mapping[str, Any], *, owner: str 
         engine: What compresses.
         owner: Whose texts they are; see ``Engine.artefacts``.
         request: ``messages`` of OpenAI's chat completions or of Anthropic's messages, and ``config`` with ``mode``
-            and ``frozen_message_count``: the first messages, which stay as they are. In mode ``ccr`` each text that
-            was compressed ends with the hash by which its original can be had; in ``lossy_inline`` no originals are
-            kept. Other keys say nothing to kompakt.
+            and ``frozen_message_count``: the first messages, which stay as they are. Each text that was compressed
+            ends with the hash by which its original can be had, unless it is JSON or a user's; in mode
+            ``lossy_inline`` none does, and no originals are kept. Other keys say nothing to kompakt.
 
     Returns:
-        As many messages in the same order, and what was done. ``compression_ratio`` is the share that was removed.
+        As many messages in the same order, and what was done. ``compression_ratio`` is the share that was removed,
+        ``ccr_hashes`` are those that stand in the texts, ``originals`` those of all texts that were compressed, with
+        the number of the message of each.
 
     Raises:
         InputError: If the request is not of this form.
@@ -44,29 +46,28 @@ def compress_messages(engine: Engine, request: Mapping[str, Any], *, owner: str 
     wire = Wire.MESSAGES if _has_results(messages) else Wire.CHAT_COMPLETIONS
     settings = replace(engine.settings, rules=replace(engine.settings.rules, first_message=n_frozen))
     text = json.dumps({"messages": messages})
-    done = engine.rewrite(text, wire, settings=settings, owner=owner)
+    done = engine.rewrite(text, wire, settings=settings, query=_query(messages), owner=owner)
     before, after = (find_slots(json.loads(one), wire) for one in (text, done.text or text))
     changed = [(old, new.text) for old, new in zip(before, after, strict=True) if old.text != new.text]
     originals = [old for old, _ in changed] if mode != "lossy_inline" else []
     hashes = keep_originals(engine.artefacts(owner), originals)
-    written = done.text or text
-    if mode == "ccr":
-        notes = {
-            old.path: f"{new}\n[original: headroom_retrieve hash={name}]"
-            for (old, new), name in zip(changed, hashes, strict=True)
-            if _takes_a_note(old)
-        }
-        written = replace_strings(written, notes)
+    named = {old.path: name for old, name in zip(originals, hashes, strict=True)}
+    notes = {old.path: _note(named[old.path]) for old in originals if _takes_a_note(old)}
+    written = replace_strings(
+        done.text or text, {old.path: new + notes[old.path] for old, new in changed if old.path in notes}
+    )
     report = done.report
-    saved = report.tokens_before - report.tokens_after
+    tokens_after = report.tokens_after + engine.count(list(notes.values()))
+    saved = report.tokens_before - tokens_after
     return {
         "messages": json.loads(written)["messages"],
         "tokens_before": report.tokens_before,
-        "tokens_after": report.tokens_after,
+        "tokens_after": tokens_after,
         "tokens_saved": saved,
         "compression_ratio": round(saved / report.tokens_before, 4) if report.tokens_before else 0.0,
         "transforms_applied": [stage.compressor.name for stage in engine.pipeline.stages] if changed else [],
-        "ccr_hashes": list(dict.fromkeys(hashes)),
+        "ccr_hashes": list(dict.fromkeys(named[path] for path in notes)),
+        "originals": [{"message": old.message, "hash": named[old.path]} for old in originals],
         "outcome": report.outcome.status.value,
         "reason": report.outcome.reason,
     }
@@ -89,11 +90,25 @@ def _checked(request: Mapping[str, Any]) -> tuple[list[Any], str | None, int]:
     return messages, mode, n_frozen
 
 
+def _query(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return an empty question where the live one was not sent.
+
+    Some callers keep it back, with all that the model said. Outputs of tools answer calls of a model, so without any the messages are not the whole conversation, and their
+    last question is an old one.
+    """
+    roles = {message.get("role") for message in messages}
+    return "" if "tool" in roles and "assistant" not in roles else None
+
+
 def _has_results(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether messages have blocks that only Anthropic's have."""
     contents = (message.get("content") for message in messages)
     blocks = (block for content in contents if isinstance(content, list) for block in content)
     return any(isinstance(block, Mapping) and block.get("type") in _BLOCKS for block in blocks)
+
+
+def _note(name: str) -> str:
+    return f"\n[original: headroom_retrieve hash={name}]"
 
 
 def _takes_a_note(slot: Slot) -> bool:

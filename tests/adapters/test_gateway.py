@@ -11,6 +11,7 @@ import pytest
 
 from kompakt import ConfigError, Pipeline
 from kompakt.adapters._settings import Settings
+from kompakt.compressor.models.tokenizers import load_tokenizer
 
 httpx2 = pytest.importorskip("httpx2")
 pytest.importorskip("starlette")
@@ -19,6 +20,7 @@ uvicorn = pytest.importorskip("uvicorn")
 
 from kompakt.adapters.gateway import Limits, create_app  # noqa: E402 (needs starlette)
 
+TOKENIZER = load_tokenizer()
 LOG = " ".join(f"Ship {n} left port {n % 7} with {n * 13} bells on day {n}." for n in range(60))
 ANSWER = "Ship 30 left port 2 with 390 bells"
 MESSAGES = [
@@ -180,9 +182,13 @@ def test_compress_and_retrieve(gateway):
         assert answer["compression_ratio"] == round(answer["tokens_saved"] / answer["tokens_before"], 4)
         assert answer["transforms_applied"] == ["lexical"]
         [name] = answer["ccr_hashes"]
+        assert answer["originals"] == [{"message": 2, "hash": name}]
+        assert answer["messages"][2]["content"].endswith(f"\n[original: headroom_retrieve hash={name}]")
+        after = sum(TOKENIZER.count(message["content"] or "") for message in answer["messages"])
+        assert 0 <= answer["tokens_after"] - after <= 1
         assert client.get(f"/v1/retrieve/{name}").json()["content"] == LOG
         marked = client.post("/v1/compress", json={"messages": MESSAGES, "config": {"mode": "ccr"}}).json()
-        assert marked["messages"][2]["content"].endswith(f"\n[original: headroom_retrieve hash={name}]")
+        assert marked["messages"] == answer["messages"]
     # another process finds the original
     with gateway() as client:
         assert client.get(f"/v1/retrieve/{name}").status_code == 200
@@ -203,7 +209,29 @@ def test_what_is_frozen_or_bypassed_stays(gateway):
             assert (answer["tokens_saved"], answer["ccr_hashes"], answer["transforms_applied"]) == (0, [], [])
         inline = client.post("/v1/compress", json={"messages": MESSAGES, "config": {"mode": "lossy_inline"}}).json()
         assert inline["tokens_saved"] > 0
-        assert inline["ccr_hashes"] == []
+        assert (inline["ccr_hashes"], inline["originals"]) == ([], [])
+        assert "headroom_retrieve" not in inline["messages"][2]["content"]
+
+
+def test_json_stays_json_and_its_original_is_kept(gateway):
+    rows = json.dumps([{"ship": n, "bells": 13 * n, "port": f"port {n % 7}"} for n in range(99)])
+    messages = [*MESSAGES[:2], {**MESSAGES[2], "content": rows}]
+    with gateway() as client:
+        answer = client.post("/v1/compress", json={"messages": messages}).json()
+        json.loads(answer["messages"][2]["content"])
+        assert answer["ccr_hashes"] == []
+        [original] = answer["originals"]
+        assert client.get(f"/v1/retrieve/{original['hash']}").json()["content"] == rows
+
+
+def test_an_old_question_is_not_taken_for_the_live_one(gateway):
+    """Some callers keep back what the assistant said, and the last question."""
+    old = {"role": "user", "content": "What did ship 51 carry?"}
+    with gateway() as client:
+        known = client.post("/v1/compress", json={"messages": [old, *MESSAGES[1:]]}).json()
+        withheld = client.post("/v1/compress", json={"messages": [old, MESSAGES[2]]}).json()
+    assert "Ship 51 left" in known["messages"][2]["content"]
+    assert "Ship 51 left" not in withheld["messages"][1]["content"] != LOG
 
 
 def test_blocks_of_anthropic_are_compressed_too(gateway):
