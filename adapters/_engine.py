@@ -220,7 +220,7 @@ class Engine:
             make_request(
                 one.target.document,
                 budget=Budget(one.n_tokens - one.n_free + max(1, int(keep * one.n_free))),
-                query=question and _countable(question),
+                query=_countable(question) if question else None,
                 tokenizer=self._tokenizer,
                 mark_omissions=self.pipeline.mark_omissions,
             )

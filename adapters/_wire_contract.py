@@ -93,8 +93,8 @@ def _checked(request: Mapping[str, Any]) -> tuple[list[Any], str | None, int]:
 def _query(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """Return an empty question where the live one was not sent.
 
-    Some callers keep it back, with all that the model said. Outputs of tools answer calls of a model, so without any the messages are not the whole conversation, and their
-    last question is an old one.
+    Some callers keep it back, with all that the model said. Outputs of tools answer calls of a model, so without any
+    of its messages these are not the whole conversation, and their last question is an old one.
     """
     roles = {message.get("role") for message in messages}
     return "" if "tool" in roles and "assistant" not in roles else None
