@@ -128,6 +128,48 @@ def test_the_gateway_between(llama, tmp_path):
         assert one.models.list().data
 
 
+PROXY = """\
+model_list:
+  - model_name: smollm2
+    litellm_params: {{model: openai/smollm2, api_base: "{url}", api_key: k}}
+general_settings:
+  master_key: sk-1f6c0d2f8a5b4e7d9c3a
+litellm_settings:
+  callbacks: kompakt_callback.callback
+"""
+
+CALLBACK = """\
+from kompakt.adapters.litellm import KompaktCallback
+
+callback = KompaktCallback(keep=0.1, deadline=30)
+"""
+
+
+def test_the_proxy_of_litellm(llama, tmp_path):
+    command = Path(sys.prefix) / "environments" / "litellm" / "bin" / "litellm"
+    if not command.exists():
+        pytest.skip("needs LiteLLM in its own environment: make environments")
+    (tmp_path / "config.yaml").write_text(PROXY.format(url=llama))
+    (tmp_path / "kompakt_callback.py").write_text(CALLBACK)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ["--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""}
+    with (
+        running([str(command), *options], f"{url}/health/liveliness", tmp_path, **environment),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="sk-1f6c0d2f8a5b4e7d9c3a") as client,
+    ):
+        raw = client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=[{"role": "user", "content": PASTED}], max_tokens=40, temperature=0
+        )
+        assert raw.headers["x-kompakt-outcome"] == "compressed"
+        answer = raw.parse()
+        assert FACT in answer.choices[0].message.content
+        assert answer.usage.prompt_tokens < 400
+        pieces = [event.choices[0].delta.content or "" for event in chat(client, stream=True) if event.choices]
+        assert FACT in "".join(pieces)
+
+
 def test_transformers_server(tmp_path, pipeline):
     with (
         transformers_server(tmp_path) as (url, folder),
