@@ -10,21 +10,8 @@ import os
 import threading
 
 import pytest
-from litellm_parts import (
-    ANSWER,
-    BLOCKS,
-    CALL,
-    ITEMS,
-    LOG,
-    MESSAGES,
-    PROMPT,
-    QUESTION,
-    SYSTEM,
-    TOLD,
-    Server,
-    log_of,
-    texts_of,
-)
+from litellm_parts import MESSAGES, PROMPT, SYSTEM, TOLD, Server, log_of, texts_of
+from wire_parts import ANSWER, BLOCKS, CALL, ITEMS, LOG, QUESTION
 
 from kompakt import ConfigError, KompaktError, Pipeline
 from kompakt.adapters._wires import Wire
@@ -210,7 +197,8 @@ def said(answer):
     kind, value = answer
     if not isinstance(value, list):
         return kind, "390" in str(value)
-    return kind, [type(event) for event in value], "390" in str(value)
+    # how many pieces of a stream arrive is the network's
+    return kind, {type(event) for event in value}, "390" in str(value)
 
 
 def smaller(callback, body, wire):
@@ -461,8 +449,11 @@ class Listener(litellm.integrations.custom_logger.CustomLogger):
         self.metadata = None
 
     def log_success_event(self, kwargs, response_obj, start_time, end_time):
-        self.metadata = kwargs["litellm_params"]["metadata"]
-        self.heard.set()
+        metadata = kwargs["litellm_params"]["metadata"] or {}
+        # LiteLLM may log calls of earlier tests only now
+        if "kompakt_report" in metadata:
+            self.metadata = metadata
+            self.heard.set()
 
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
         self.log_success_event(kwargs, response_obj, start_time, end_time)

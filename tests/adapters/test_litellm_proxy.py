@@ -4,33 +4,20 @@ Runs in the environment of ``tests/environments/litellm.txt``.
 """
 
 import asyncio
+import contextlib
 import json
 import os
-import socket
-import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from litellm_parts import (
-    ANSWER,
-    BLOCKS,
-    ITEMS,
-    LOG,
-    MESSAGES,
-    PROMPT,
-    QUESTION,
-    SYSTEM,
-    TOLD,
-    Server,
-    log_of,
-    texts_of,
-)
+from litellm_parts import MESSAGES, PROMPT, SYSTEM, TOLD, Server, log_of, texts_of
+from servers import free_port, running
+from wire_parts import ANSWER, BLOCKS, ITEMS, LOG, QUESTION
 
 from kompakt import Pipeline
 
@@ -153,59 +140,27 @@ guardrails:
 """
 
 
-def free_port():
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return made.getsockname()[1]
+# what a process starts with: the source of this package comes from where the tests have it
+SOURCE = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-class Process:
-    """A server of its own, until the end of the block."""
-
-    def __init__(self, command, port, probe, folder, **environment):
-        self.url, self._probe, self._log = f"http://127.0.0.1:{port}", probe, folder / f"{port}.log"
-        self._command = [str(part) for part in command]
-        # the source of this package comes from where the tests have it
-        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
-        self._folder = folder
-
-    def __enter__(self):
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                self._command, cwd=self._folder, env=self._environment, stdout=log, stderr=log
-            )
-        until = time.monotonic() + 120
-        while time.monotonic() < until and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.url}{self._probe}", timeout=5):
-                    return self
-            except OSError:
-                time.sleep(0.2)
-        self.__exit__()
-        raise AssertionError(self._log.read_text()[-3000:])
-
-    def __exit__(self, *_):
-        self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
+@contextlib.contextmanager
 def proxy(folder, config):
+    """LiteLLM's proxy: its address."""
     (folder / "config.yaml").write_text(config)
     (folder / "kompakt_callback.py").write_text(MODULE + AUTHENTICATION)
-    port, command = free_port(), Path(sys.executable).parent / "litellm"
-    options = ["--config", folder / "config.yaml", "--host", "127.0.0.1", "--port", port]
-    return Process([command, *options], port, "/health/liveliness", folder)
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [str(Path(sys.executable).parent / "litellm"), "--config", "config.yaml"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with running(command, f"{url}/health/liveliness", folder, **SOURCE):
+        yield url
 
 
-def asked(proxy, path, body, key="sk-1f6c0d2f8a5b4e7d9c3a", **headers):
+def asked(url, path, body, key="sk-1f6c0d2f8a5b4e7d9c3a", **headers):
     """Return the answer of a proxy: its headers and its text."""
     given = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(f"{proxy.url}{path}", json.dumps(body).encode(), given)
+    request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), given)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.headers, answer.read().decode()
@@ -223,12 +178,12 @@ ROUTES = {
 
 @pytest.mark.slow
 def test_the_proxy_compresses_on_every_route(server, tmp_path):
-    with proxy(tmp_path, PROXY.format(server=server) + CALLBACK) as running:
+    with proxy(tmp_path, PROXY.format(server=server) + CALLBACK) as url:
         for path, body in ROUTES.items():
             for model in ("gpt", "vllm", "claude"):
                 for options in ({}, {"stream": True}):
                     n_before = len(server.requests)
-                    headers, answer = asked(running, path, {**body, "model": model, **options})
+                    headers, answer = asked(url, path, {**body, "model": model, **options})
                     assert "390" in answer
                     assert ("data: " in answer) == bool(options)
                     assert headers["x-kompakt-outcome"] == "compressed"
@@ -242,23 +197,23 @@ def test_the_proxy_compresses_on_every_route(server, tmp_path):
             ({"kompakt": {"bypass": True}}, {}, "bypassed, as the request asks"),
             ({"kompakt": {"ratio": 1}}, {}, "a request cannot ask kompakt for 'ratio'"),
         ):
-            answered, _ = asked(running, "/v1/chat/completions", {**body, **options}, **headers)
+            answered, _ = asked(url, "/v1/chat/completions", {**body, **options}, **headers)
             assert answered["x-kompakt-outcome"] == "passed_through"
             assert answered["x-kompakt-reason"].startswith(expected)
             assert log_of(server.requests[-1][2]) == LOG
             assert "kompakt" not in server.requests[-1][2]
-        asked(running, "/v1/embeddings", {"model": "gpt", "input": LOG})
+        asked(url, "/v1/embeddings", {"model": "gpt", "input": LOG})
         assert server.requests[-1][2]["input"] == LOG
 
 
 @pytest.mark.slow
 def test_the_proxy_keeps_the_texts_of_keys_apart(server, tmp_path):
     def sent(key, query):
-        asked(running, "/v1/chat/completions", body, key=key, x_kompakt_query=query)
+        asked(url, "/v1/chat/completions", body, key=key, x_kompakt_query=query)
         return log_of(server.requests[-1][2])
 
     body = {"messages": MESSAGES, "model": "vllm"}
-    with proxy(tmp_path, PROXY.format(server=server) + TENANTS + CALLBACK) as running:
+    with proxy(tmp_path, PROXY.format(server=server) + TENANTS + CALLBACK) as url:
         mine = sent("key-of-a", "ship 51")
         assert "Ship 51 left" in mine
         assert sent("key-of-a", "ship 3") == mine
@@ -271,25 +226,28 @@ def test_the_proxy_asks_the_gateway_as_its_guardrail(server, tmp_path):
     older = [*MESSAGES[:1], {"role": "user", "content": "Read the log."}, *MESSAGES[2:], TOLD, MESSAGES[1]]
     older_blocks = [{"role": "user", "content": "Read the log."}, *BLOCKS[1:], TOLD, BLOCKS[0]]
     older_items = [{"role": "user", "content": "Read the log."}, *ITEMS[1:], TOLD, ITEMS[0]]
-    port = free_port()
-    options = ["--upstream", server.host, "--keep", "0.4", "--port", port, "--store", "memory", "--deadline", "30"]
-    command = [sys.executable, "-m", "kompakt", "serve", *options]
-    gateway = Process(command, port, "/healthz", tmp_path, KOMPAKT_GATEWAY_TOKEN="the gateway's token")
-    with gateway, proxy(tmp_path, PROXY.format(server=server) + GUARDRAIL.format(url=gateway.url)) as running:
+    gateway = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "kompakt", "serve", "--upstream", server.host, "--port", str(port)]
+    command += ["--keep", "0.4", "--store", "memory", "--deadline", "30"]
+    token = {"KOMPAKT_GATEWAY_TOKEN": "the gateway's token"}
+    with (
+        running(command, f"{gateway}/healthz", tmp_path, **SOURCE, **token),
+        proxy(tmp_path, PROXY.format(server=server) + GUARDRAIL.format(url=gateway)) as url,
+    ):
         for model in ("gpt", "vllm", "claude"):
             for path, body in (
                 ("/v1/chat/completions", {"messages": older}),
                 ("/v1/messages", {"messages": older_blocks, "max_tokens": 9}),
                 ("/v1/responses", {"input": older_items}),
             ):
-                headers, answer = asked(running, path, {**body, "model": model})
+                headers, answer = asked(url, path, {**body, "model": model})
                 assert "390" in answer
                 assert headers["x-litellm-applied-guardrails"] == "kompakt"
                 assert len(log_of(server.requests[-1][2])) < 0.55 * len(LOG)
                 assert any(QUESTION in one for one in texts_of(server.requests[-1][2]))
-        asked(running, "/v1/chat/completions", {"messages": older, "model": "vllm"}, x_headroom_bypass="true")
+        asked(url, "/v1/chat/completions", {"messages": older, "model": "vllm"}, x_headroom_bypass="true")
         assert log_of(server.requests[-1][2]) == LOG
-        _, answer = asked(running, "/v1/chat/completions", {"messages": older, "model": "retrieving"})
+        _, answer = asked(url, "/v1/chat/completions", {"messages": older, "model": "retrieving"})
         assert "390" in answer
         [retrieved] = [one for one in server.requests[-1][2]["messages"] if one.get("tool_call_id") == "r"]
         assert retrieved["content"] == LOG
