@@ -33,6 +33,8 @@ _THREADS: Final = 4
 """They read and count, which one core does at a time; more would only let event loops wait for their turn."""
 
 _MIN_SECONDS: Final = 0.05
+_AS_BEFORE: Final = "texts that were sent before go out as they were then, whatever this request asks for"
+_LATE: Final = "an earlier turn was sent before it could be compressed"
 _CLOSED: Final = "kompakt was closed for this client"
 
 
@@ -134,7 +136,7 @@ class Engine:
             owner: Whose conversation it is; see ``artefacts``.
 
         Raises:
-            KompaktError: If something failed and ``on_error`` says to raise.
+            Exception: What went wrong, if ``on_error`` says to raise.
         """
         done = self._rewrite(_Call(text, wire, settings or self.settings, query, owner, time.monotonic()))
         record_span(done.report)
@@ -143,7 +145,12 @@ class Engine:
     def _rewrite(self, call: _Call) -> Rewritten:
         try:
             self._check_open()
-            plan = self._threads.submit(self._plan, call).result(call.seconds_left)
+            planned = self._threads.submit(self._plan, call)
+            try:
+                plan = planned.result(call.seconds_left)
+            except TimeoutError:
+                self._give_up(call, planned)
+                raise
             futures = self._submitted(plan.requests)
             wait(futures, call.seconds_left)
             done, remembering = self._finish(call, plan, futures)
@@ -168,10 +175,15 @@ class Engine:
         return done
 
     async def _arewrite(self, call: _Call) -> Rewritten:
+        futures: Sequence[Future[Compressed]] = ()
         try:
             self._check_open()
-            planned = asyncio.wrap_future(self._threads.submit(self._plan, call))
-            plan = await asyncio.wait_for(planned, call.seconds_left)
+            planned = self._threads.submit(self._plan, call)
+            try:
+                plan = await asyncio.wait_for(asyncio.wrap_future(planned), call.seconds_left)
+            except TimeoutError:
+                self._give_up(call, planned)
+                raise
             futures = self._submitted(plan.requests)
             await _await_all(futures, call.seconds_left)
             done, remembering = self._finish(call, plan, futures)
@@ -179,11 +191,18 @@ class Engine:
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if not self._is_closed or task is None or task.cancelling():
+                for future in futures:
+                    future.cancel()
                 raise
             return _unfinished(call, BackendError(f"{_CLOSED}: {error}"))
         except Exception as error:  # as above
             return _unfinished(call, error)
         return done
+
+    def _give_up(self, call: _Call, planned: Future[_Plan]) -> None:
+        """Let a plan that is late rest, or at least remember that its texts were sent as they are."""
+        if not planned.cancel() and not call.settings.dry_run:
+            planned.add_done_callback(_remember_as_sent)
 
     def _submitted(self, requests: Sequence[Request]) -> list[Future[Compressed]]:
         try:
@@ -215,6 +234,12 @@ class Engine:
             ]
         n_tokens = self.count([_countable(slot.text) for slot in slots])
         shares = share_out(texts, settings, is_triggered=n_tokens > settings.trigger_tokens)
+        is_asked = call.query is not None or (settings.keep, settings.max_tokens) != (
+            self.settings.keep,
+            self.settings.max_tokens,
+        )
+        if is_asked and not shares.note and any(one.frozen for one in shares.kept):
+            shares = replace(shares, note=_AS_BEFORE)
         question = live_question(slots) if call.query is None else call.query
         requests = [
             make_request(
@@ -251,6 +276,15 @@ class Engine:
             if one.key is not None and (kept | made)[one.path] != one.frozen
         }
         return done, [self._threads.submit(plan.frozen.keep, settled)] if settled else []
+
+
+def _remember_as_sent(planned: Future[_Plan]) -> None:
+    if planned.cancelled() or planned.exception() is not None:
+        return
+    plan = planned.result()
+    if plan.frozen is not None:
+        late = {one.key: Frozen(None, one.n_free, _LATE) for one in plan.shares.new if one.key and not one.frozen}
+        plan.frozen.keep(late)
 
 
 def _frozen(text: Text, future: Future[Compressed], call: _Call) -> Frozen:

@@ -6,6 +6,7 @@ raw responses, beta interfaces and whatever comes next. httpx and httpx2 are ser
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
@@ -19,6 +20,7 @@ from urllib.parse import quote
 from kompakt.adapters._engine import Engine, Rewritten
 from kompakt.adapters._overrides import PREFIX, from_body, from_headers, option_of, parse_overrides
 from kompakt.adapters._settings import Report, Settings
+from kompakt.adapters._spans import record_span
 from kompakt.adapters._usage import Usage, UsageReader, watched_stream
 from kompakt.adapters._wires import Wire, wire_of
 from kompakt.compressor.errors import ConfigError, KompaktError
@@ -30,6 +32,8 @@ _BODY_HASH: Final = "x-amz-content-sha256"
 _MAX_REASON: Final = 300
 """Characters of a reason in a header: it may quote what was sent."""
 _REPORTS: Final = 100
+_LARGE: Final = 1 << 16
+"""Bytes of a body that is read in a thread: an event loop must not stand still for it."""
 
 
 def _nobody(request: Any) -> str:  # noqa: ANN401 (of either library)
@@ -138,7 +142,7 @@ def _sync_transport(name: str) -> type:
         def handle_request(self, request: Any) -> Any:  # noqa: ANN401
             wire, engine = _wire_for(request), self._kompakt.engine
             if wire is None:
-                return self._send(request)
+                return self._send(_unasked(library, request))
             call = _read(request, request.read(), engine.settings)
             done = call.settled or engine.rewrite(
                 call.body,
@@ -171,8 +175,8 @@ def _async_transport(name: str) -> type:
         async def handle_async_request(self, request: Any) -> Any:  # noqa: ANN401
             wire, engine = _wire_for(request), self._kompakt.engine
             if wire is None:
-                return await self._send(request)
-            call = _read(request, await request.aread(), engine.settings)
+                return await self._send(_unasked(library, request))
+            call = await _aread(request, await request.aread(), engine.settings)
             done = call.settled or await engine.arewrite(
                 call.body,
                 wire,
@@ -219,6 +223,14 @@ class _Call:
     settled: Rewritten | None = None
 
 
+async def _aread(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: ANN401
+    if len(content) < _LARGE:
+        return _read(request, content, settings)
+    from anyio import to_thread
+
+    return await to_thread.run_sync(_read, request, content, settings)
+
+
 def _read(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: ANN401
     began, body, used, query = time.monotonic(), "", settings, None
     reason = _untouchable(request)
@@ -236,6 +248,7 @@ def _read(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: A
         reason = str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
     if reason:
         report = Report(Outcome(Status.PASSED_THROUGH, reason), seconds=time.monotonic() - began)
+        record_span(report)
         return _Call(content, body, settings, settled=Rewritten(None, report))
     return _Call(content, body, used, query)
 
@@ -255,27 +268,41 @@ def _outgoing(library: Any, request: Any, call: _Call, done: Rewritten) -> Any: 
     """Return the request that goes out: the very one that came, if nothing of it has to change."""
     text = done.text if done.text is not None else call.body
     content = text.encode() if text else call.content
-    headers = [
-        (name, value)
-        for name, value in request.headers.raw
-        if name.lower() not in _OF_THE_BODY and option_of(name.decode("latin-1")) is None
-    ]
-    n_asked = sum(option_of(name) is not None for name in request.headers)
-    if content == call.content and not n_asked:
-        return request
+    if content == call.content:
+        return _unasked(library, request)
+    headers = [(name, value) for name, value in _own_headers(request) if name.lower() not in _OF_THE_BODY]
     return library.Request(
         request.method, request.url, headers=headers, content=content, extensions=request.extensions
     )
+
+
+def _unasked(library: Any, request: Any) -> Any:  # noqa: ANN401
+    """Return a request without the headers that ask something of kompakt: the very one that came, if it has none."""
+    headers = _own_headers(request)
+    if len(headers) == len(request.headers.raw):
+        return request
+    return library.Request(
+        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )
+
+
+def _own_headers(request: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401
+    return [(name, value) for name, value in request.headers.raw if option_of(name.decode("latin-1")) is None]
 
 
 def _answered(library: Any, response: Any, report: Report, kompakt: Kompakt) -> Any:  # noqa: ANN401
     """Note what was done to a request, write it into the headers of its response, and watch that for its usage."""
     kompakt.note(report)
     response.headers.update(report_headers(report))
-    reader = UsageReader(
-        library, response.headers.get("content-encoding", ""), lambda usage: kompakt.settle(report, usage)
-    )
-    response.stream = watched_stream(library, response.stream, reader)
+    is_read = response.is_stream_consumed
+    encoding = "" if is_read else response.headers.get("content-encoding", "")
+    reader = UsageReader(encoding, lambda usage: kompakt.settle(report, usage))
+    if is_read:  # by a hook of the application's own
+        with contextlib.suppress(library.ResponseNotRead):
+            reader.add(response.content)
+        reader.finish()
+    else:
+        response.stream = watched_stream(library, response.stream, reader)
     return response
 
 

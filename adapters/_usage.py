@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
+import logging
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-_USAGE: Final = re.compile(r'"usage"\s*:\s*(?=\{)')
-"""In a string, as part of what a model says, its quotes would be escaped."""
+import zstandard
+
+_LOG = logging.getLogger(__name__)
+
+_BEGIN_BYTES: Final = 1 << 18
+"""Kept of the beginning of an answer: a longer one that is no stream of events is not read."""
 
 _END_BYTES: Final = 1 << 16
-"""Kept of the beginning and of the end of an answer: Anthropic's streams count at both, others at the end."""
+"""Kept of the end: Anthropic's streams count at the beginning, others at the end."""
 
-_PACKED_BYTES: Final = 1 << 20
-"""An answer with a content encoding can only be read from its beginning; a longer one is not."""
+_UNPACKED_BYTES: Final = 1 << 22
+"""A packed answer is unpacked so far: it may be packed to be large."""
+
+_GZIP_OR_ZLIB: Final = 47
+_MANY: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +46,27 @@ def find_usage(text: str) -> Usage | None:
     """Return what an answer says was counted, or None if it does not say.
 
     Args:
-        text: A JSON answer or a stream of events, of OpenAI's or Anthropic's APIs, or its beginning and end.
+        text: A JSON answer or a stream of events, of OpenAI's or Anthropic's APIs; of a stream, its beginning and end
+            will do.
     """
-    found: dict[str, Any] = {}
-    for match in _USAGE.finditer(text):
-        try:
-            said, _ = json.JSONDecoder().raw_decode(text, match.end())
-        except ValueError:  # cut off where the middle is missing
-            continue
-        found |= {name: value for name, value in said.items() if value is not None}
-    return _read(found)
+    if not text.startswith("{"):
+        said = (_said(line.removeprefix("data:")) for line in text.splitlines() if line.startswith("data:"))
+        return _read({name: value for one in said for name, value in one.items() if value is not None})
+    return _read(_said(text))
+
+
+def _said(text: str) -> Mapping[str, Any]:
+    """Return what one object says was counted. What a model said may look like it, and stands deeper in."""
+    if '"usage"' not in text:
+        return {}
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):  # cut off where the middle is missing
+        return {}
+    for holder in (body, *(body.get(name) for name in ("message", "response"))) if isinstance(body, dict) else ():
+        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+            return dict(holder["usage"])
+    return {}
 
 
 def _read(said: Mapping[str, Any]) -> Usage | None:
@@ -55,7 +74,7 @@ def _read(said: Mapping[str, Any]) -> Usage | None:
     inside = details.get("cached_tokens") if isinstance(details, Mapping) else None
     read, written = _number(said.get("cache_read_input_tokens")), _number(said.get("cache_creation_input_tokens"))
     n_input = said.get("prompt_tokens", said.get("input_tokens"))
-    if not isinstance(n_input, int) or isinstance(n_input, bool):
+    if n_input is None or n_input != _number(n_input):
         return None
     # Anthropic counts what its cache has beside the input, OpenAI within it
     beside = 0 if "prompt_tokens" in said or isinstance(details, Mapping) else read + written
@@ -64,20 +83,18 @@ def _read(said: Mapping[str, Any]) -> Usage | None:
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MANY else 0
 
 
 class UsageReader:
     """Watches an answer pass, and says at its end what the provider counted.
 
     Args:
-        library: ``httpx`` or ``httpx2``, which knows how to unpack.
-        encoding: The answer's content encoding.
+        encoding: The answer's content encoding. Of the packed ones ``gzip``, ``deflate`` and ``zstd`` are read.
         tell: Called once, at the end of an answer that says it.
     """
 
-    def __init__(self, library: Any, encoding: str, tell: Callable[[Usage], None]) -> None:  # noqa: ANN401
-        self._library = library
+    def __init__(self, encoding: str, tell: Callable[[Usage], None]) -> None:
         self._encoding = "" if encoding == "identity" else encoding
         self._tell: Callable[[Usage], None] | None = tell
         self._size = 0
@@ -85,7 +102,7 @@ class UsageReader:
 
     def add(self, piece: bytes) -> None:
         """See the next piece of the body."""
-        room = (_PACKED_BYTES if self._encoding else _END_BYTES) - len(self._begin)
+        room = _BEGIN_BYTES - len(self._begin)
         self._size += len(piece)
         self._begin += piece[:room]
         self._end += piece[room:]
@@ -94,22 +111,34 @@ class UsageReader:
     def finish(self) -> None:
         """Say what was counted; what cannot be read says nothing, and is nobody's trouble."""
         tell, self._tell = self._tell, None
-        if tell is not None and (usage := find_usage(self._text())) is not None:
-            tell(usage)
+        if tell is None:
+            return
+        try:
+            usage = find_usage(self._text())
+            if usage is not None:
+                tell(usage)
+        except Exception as error:  # an answer that arrived must not fail for what is said of it
+            _LOG.warning("what the provider counted cannot be read: %s: %s", type(error).__name__, error)
 
     def _text(self) -> str:
         is_whole = len(self._begin) + len(self._end) == self._size
         if not self._encoding:
             return (self._begin + (b"" if is_whole else b"\n") + self._end).decode("utf-8", "replace")
-        if not is_whole:
-            return ""
-        try:
-            packed = self._library.Response(
-                200, headers={"content-encoding": self._encoding}, content=bytes(self._begin + self._end)
-            )
-            return str(packed.content, "utf-8", "replace")
-        except self._library.DecodingError:
-            return ""
+        packed = bytes(self._begin + self._end)
+        return _unpacked(self._encoding, packed).decode("utf-8", "replace") if is_whole else ""
+
+
+def _unpacked(encoding: str, data: bytes) -> bytes:
+    """Return the beginning of packed data; nothing if it cannot be read."""
+    try:
+        if encoding in ("gzip", "deflate"):
+            return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(data, _UNPACKED_BYTES)
+        if encoding == "zstd":
+            with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+                return bytes(reader.read(_UNPACKED_BYTES))
+    except (zlib.error, zstandard.ZstdError):
+        return b""
+    return b""
 
 
 def watched_stream(library: Any, inner: Any, reader: UsageReader) -> Any:  # noqa: ANN401 (of either library)
@@ -142,11 +171,11 @@ def _stream_class(library: Any) -> type:  # noqa: ANN401
             self._reader.finish()
 
         def close(self) -> None:
-            self._reader.finish()
             self._inner.close()
+            self._reader.finish()
 
         async def aclose(self) -> None:
-            self._reader.finish()
             await self._inner.aclose()
+            self._reader.finish()
 
     return WatchedStream

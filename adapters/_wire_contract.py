@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from kompakt.adapters._engine import Engine
@@ -15,6 +15,8 @@ from kompakt.adapters._wires import Role, Slot, Wire, find_slots
 from kompakt.compressor.errors import InputError
 from kompakt.compressor.store.artefacts import Artefacts
 from kompakt.compressor.store.keys import text_keys
+from kompakt.compressor.types import Document, Kind, Status
+from kompakt.compressor.units.segment import recognise
 
 _HASH_CHARACTERS: Final = 24
 _HASH: Final = re.compile(r"[a-f0-9]{12,24}")
@@ -31,7 +33,7 @@ def compress_messages(engine: Engine, request: Mapping[str, Any], *, owner: str 
         owner: Whose texts they are; see ``Engine.artefacts``.
         request: ``messages`` of OpenAI's chat completions or of Anthropic's messages, and ``config`` with ``mode``
             and ``frozen_message_count``: the first messages, which stay as they are. Each text that was compressed
-            ends with the hash by which its original can be had, unless it is JSON or a user's; in mode
+            ends with the hash by which its original can be had, unless it is JSON, code, a table or a user's; in mode
             ``lossy_inline`` none does, and no originals are kept. Other keys say nothing to kompakt.
 
     Returns:
@@ -49,28 +51,44 @@ def compress_messages(engine: Engine, request: Mapping[str, Any], *, owner: str 
     done = engine.rewrite(text, wire, settings=settings, query=_query(messages), owner=owner)
     before, after = (find_slots(json.loads(one), wire) for one in (text, done.text or text))
     changed = [(old, new.text) for old, new in zip(before, after, strict=True) if old.text != new.text]
-    originals = [old for old, _ in changed] if mode != "lossy_inline" else []
-    hashes = keep_originals(engine.artefacts(owner), originals)
-    named = {old.path: name for old, name in zip(originals, hashes, strict=True)}
-    notes = {old.path: _note(named[old.path]) for old in originals if _takes_a_note(old)}
-    written = replace_strings(
-        done.text or text, {old.path: new + notes[old.path] for old, new in changed if old.path in notes}
-    )
+    finals = [_final(engine, old, new, is_named=mode != "lossy_inline") for old, new in changed]
+    kept = [final for final in finals if final.text != final.slot.text]
+    hashes = keep_originals(engine.artefacts(owner), [final.slot for final in kept] if mode != "lossy_inline" else [])
     report = done.report
-    tokens_after = report.tokens_after + engine.count(list(notes.values()))
-    saved = report.tokens_before - tokens_after
+    saved = sum(final.n_saved for final in finals)
+    is_smaller = saved > 0 or report.outcome.status is not Status.COMPRESSED
     return {
-        "messages": json.loads(written)["messages"],
+        "messages": json.loads(replace_strings(text, {final.slot.path: final.text for final in kept}))["messages"],
         "tokens_before": report.tokens_before,
-        "tokens_after": tokens_after,
+        "tokens_after": report.tokens_before - saved,
         "tokens_saved": saved,
         "compression_ratio": round(saved / report.tokens_before, 4) if report.tokens_before else 0.0,
-        "transforms_applied": [stage.compressor.name for stage in engine.pipeline.stages] if changed else [],
-        "ccr_hashes": list(dict.fromkeys(named[path] for path in notes)),
-        "originals": [{"message": old.message, "hash": named[old.path]} for old in originals],
-        "outcome": report.outcome.status.value,
-        "reason": report.outcome.reason,
+        "transforms_applied": [stage.compressor.name for stage in engine.pipeline.stages] if kept else [],
+        "ccr_hashes": [name for name in dict.fromkeys(hashes) if any(name in final.text for final in kept)],
+        "originals": [
+            {"message": final.slot.message, "hash": name} for final, name in zip(kept, hashes, strict=False)
+        ],
+        "outcome": report.outcome.status.value if is_smaller else Status.PASSED_THROUGH.value,
+        "reason": report.outcome.reason if is_smaller else "what could go is less than the hash of the original",
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Final:
+    """What becomes of a text: its place, what is written there, and the tokens that this saves."""
+
+    slot: Slot
+    text: str
+    n_saved: int
+
+
+def _final(engine: Engine, slot: Slot, text: str, *, is_named: bool) -> _Final:
+    """Return a compressed text with the hash of its original, or the original if that is no larger."""
+    written = (
+        f"{text}\n[original: headroom_retrieve hash={_hash(slot.text)}]" if is_named and _takes_a_note(slot) else text
+    )
+    n_saved = engine.count([slot.text]) - engine.count([written])
+    return _Final(slot, written, n_saved) if n_saved > 0 else _Final(slot, slot.text, 0)
 
 
 def _checked(request: Mapping[str, Any]) -> tuple[list[Any], str | None, int]:
@@ -107,13 +125,13 @@ def _has_results(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(isinstance(block, Mapping) and block.get("type") in _BLOCKS for block in blocks)
 
 
-def _note(name: str) -> str:
-    return f"\n[original: headroom_retrieve hash={name}]"
-
-
 def _takes_a_note(slot: Slot) -> bool:
-    """Return whether a line after a text does no harm: what a user says, and JSON, must stay what it is."""
-    return slot.role is not Role.USER and not slot.text.lstrip().startswith(("{", "["))
+    """Return whether a line after a text does no harm, as it does to a user's words, JSON, code and tables."""
+    return slot.role is not Role.USER and recognise(Document(slot.text)).kind in (Kind.PROSE, Kind.LOG)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_CHARACTERS]
 
 
 def keep_originals(artefacts: Artefacts, slots: Sequence[Slot]) -> list[str]:
@@ -124,7 +142,7 @@ def keep_originals(artefacts: Artefacts, slots: Sequence[Slot]) -> list[str]:
         slots: The texts.
     """
     texts = [slot.text for slot in slots]
-    hashes = [hashlib.sha256(text.encode()).hexdigest()[:_HASH_CHARACTERS] for text in texts]
+    hashes = [_hash(text) for text in texts]
     artefacts.store.put_many({_key(artefacts, name): text.encode() for name, text in zip(hashes, texts, strict=True)})
     return hashes
 

@@ -52,7 +52,7 @@ def wrap(
         deadline: Seconds after which a request goes out with what is ready by then. The first one loads models:
             compress something with the pipeline before, if it must not be late.
         on_error: ``"pass_through"`` sends a request as it is if something fails, with the reason in the report;
-            ``"raise"`` raises a ``KompaktError``, which some clients wrap into their own errors.
+            ``"raise"`` raises what went wrong, which some clients wrap into their own errors.
         dry_run: Do everything, and send requests as they are.
 
     Raises:

@@ -27,6 +27,7 @@ from kompakt.compressor.errors import ConfigError, InputError, KompaktError, Mis
 from kompakt.compressor.pipeline import Pipeline
 
 if TYPE_CHECKING:
+    import httpx2
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -76,6 +77,8 @@ class Limits:
         for name in ("max_body", "max_requests", "max_bytes", "timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        if self.max_bytes < self.max_body:
+            raise ConfigError(f"max_bytes must be at least max_body, got {self.max_bytes} and {self.max_body}")
 
 
 def create_app(
@@ -99,6 +102,8 @@ def create_app(
     try:
         from starlette.applications import Starlette
         from starlette.middleware import Middleware
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import Response
         from starlette.routing import Route
     except ImportError as error:
         raise MissingExtraError("kompakt serve", "server") from error
@@ -119,22 +124,39 @@ def create_app(
             TimeoutError: lambda _, __: _error(408, "the request did not arrive in time"),
             _TooLargeError: lambda _, error: _error(413, str(error)),
             _BusyError: lambda _, error: _busy(str(error)),
+            ClientDisconnect: lambda _, __: Response(status_code=_GONE),
         },
         lifespan=gateway.lifespan,
     )
 
 
 def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.query
-        or parts.fragment
-        or "@" in parts.netloc
-    ):
+    import httpx2
+
+    try:
+        parts = httpx2.URL(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.host) and urlsplit(url).port != 0
+    except (ValueError, httpx2.InvalidURL):
+        is_right = False
+    if not is_right or any(mark in url for mark in "?#@ "):
         raise ConfigError(f"upstream must be http(s)://HOST[:PORT][/PATH], got {url!r}")
     return url.rstrip("/")
+
+
+def _target(upstream: str, path: str, query: str) -> httpx2.URL:
+    """Return where a request goes: below the upstream's path, and nowhere else.
+
+    Raises:
+        InputError: If its path leads elsewhere.
+    """
+    import httpx2
+
+    is_below = path.startswith("/") and not any(part in (".", "..") for part in re.split(r"[/\\]", unquote(path)))
+    if is_below:
+        target, origin = httpx2.URL(f"{upstream}{path}{query}"), httpx2.URL(upstream)
+        if (target.scheme, target.netloc, target.userinfo) == (origin.scheme, origin.netloc, b""):
+            return target
+    raise InputError(f"a path must begin with / and not have the parts . and .., got {path!r}")
 
 
 class _Gate:
@@ -150,7 +172,7 @@ class _Gate:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
         from starlette.requests import Request
 
-        if scope["type"] != "http" or scope["path"] in _OPEN:
+        if scope["type"] != "http" or (scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD")):
             await self._app(scope, receive, send)
         elif not self._is_allowed(Request(scope)):
             await _error(401, f"send the gateway's token as {GATE_HEADER}")(scope, receive, send)
@@ -183,7 +205,8 @@ class _Gate:
             return True
         given = request.headers.get(GATE_HEADER, "")
         if not given and _OWN.fullmatch(f"{request.method} {request.url.path}"):
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            scheme, _, value = request.headers.get("authorization", "").partition(" ")
+            given = value.strip() if scheme.lower() == "bearer" else ""
         return hmac.compare_digest(given.encode(), self._token.encode())
 
 
@@ -203,6 +226,7 @@ class _Gateway:
         )
         self._client: Any = None
         self._health = (float("-inf"), "")
+        self._looking = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -220,10 +244,11 @@ class _Gateway:
         from starlette.responses import JSONResponse
 
         del request
-        looked, reason = self._health
-        if time.monotonic() - looked > _HEALTH_SECONDS:
-            reason = await asyncio.to_thread(self._trouble)
-            self._health = (time.monotonic(), reason)
+        async with self._looking:
+            looked, reason = self._health
+            if time.monotonic() - looked > _HEALTH_SECONDS:
+                reason = await asyncio.to_thread(self._trouble)
+                self._health = (time.monotonic(), reason)
         if reason:
             return JSONResponse({"status": "unhealthy", "reason": reason}, 503)
         return JSONResponse({"status": "ok"})
@@ -261,7 +286,10 @@ class _Gateway:
             raise InputError("the body must be a JSON object")
         if is_bypassed:
             body = {**body, "config": {"frozen_message_count": _MANY}}
-        return json.dumps(compress_messages(self._engine, body, owner=owner)).encode()
+        try:
+            return json.dumps(compress_messages(self._engine, body, owner=owner)).encode()
+        except RecursionError as error:
+            raise InputError("the body is nested too deep") from error
 
     async def retrieve(self, request: Request) -> Response:
         """Return the original of a hash."""
@@ -279,25 +307,20 @@ class _Gateway:
     async def forward(self, request: Request) -> Response:
         """Send a request on to the upstream, compressed if it is one to a model, and stream back the answer."""
         import httpx2
-        from starlette.requests import ClientDisconnect
-        from starlette.responses import Response, StreamingResponse
+        from starlette.responses import StreamingResponse
 
         path = request.scope["raw_path"].decode("ascii").partition("?")[0]
-        if any(part in (".", "..") for part in re.split(r"[/\\]", unquote(path))):
-            raise InputError(f"a path must not have the parts . and .., got {path!r}")
-        query = f"?{request.url.query}" if request.url.query else ""
+        target = _target(self._upstream, path, f"?{request.url.query}" if request.url.query else "")
         # not built by the client, which would add its own headers and the cookies of other callers
         outgoing = httpx2.Request(
             request.method,
-            f"{self._upstream}{path}{query}",
+            target,
             headers=_sent_on(request.headers),
             content=await self._body(request),
             extensions={"timeout": httpx2.Timeout(self._limits.timeout).as_dict()},
         )
         try:
             answer = await _unless_gone(request, self._client.send(outgoing, stream=True))
-        except ClientDisconnect:
-            return Response(status_code=_GONE)
         except httpx2.TimeoutException:
             return _error(504, "the upstream did not answer in time")
         except httpx2.HTTPError as error:

@@ -67,7 +67,13 @@ def serve(
         reuse="never" if stateless else "conversation",
         dry_run=dry_run,
     )
-    limits = Limits(max_body=int(max_body_mb * 1e6), max_requests=max_requests, timeout=timeout)
+    max_body = int(max_body_mb * 1e6)
+    limits = Limits(
+        max_body=max_body,
+        max_requests=max_requests,
+        max_bytes=max(Limits().max_bytes, max_body),
+        timeout=timeout,
+    )
     gateway = create_app(upstream, made, settings, limits=limits, token=token)
     # paths may hold what is nobody's business, so no log of accesses
     uvicorn.run(gateway, host=host, port=port, access_log=False, timeout_graceful_shutdown=_DRAIN_SECONDS)

@@ -5,6 +5,7 @@ import gc
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -242,7 +243,7 @@ class Slow(Pipeline):
         self.seconds, self.error, self.n = seconds, error, 0
 
     def compress_batch(self, requests):
-        self.n += 1
+        self.n += len(requests)
         time.sleep(self.seconds)
         if self.error:
             raise self.error
@@ -275,6 +276,80 @@ def test_after_the_deadline_the_request_goes_out_and_is_sent_so_in_later_turns(e
     later = rewritten(body(2), deadline=60)
     assert contents(later.text)[3] == output(0)
     assert (later.report.n_reused, later.report.n_compressed) == (1, 1)
+
+
+class SlowToRead(Pipeline):
+    """One whose store takes its time."""
+
+    seconds = 0.0
+    n = 0
+
+    def artefacts(self):
+        self.n += 1
+        time.sleep(self.seconds)
+        return super().artefacts()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_is_sent_before_it_was_even_looked_up_is_sent_so_in_later_turns(engine, is_async):
+    pipeline = SlowToRead(["lexical"], store="memory")
+    one = engine(pipeline, keep=0.3, deadline=0.2)
+
+    def rewritten(text, deadline):
+        settings = replace(one.settings, deadline=deadline)
+        if is_async:
+            return asyncio.run(one.arewrite(text, CHAT, settings=settings))
+        return one.rewrite(text, CHAT, settings=settings)
+
+    pipeline.seconds = 0.6
+    assert rewritten(body(1), 0.2).text is None
+    pipeline.seconds = 0
+    # the threads that were too late have come to their end
+    time.sleep(1)
+    later = rewritten(body(2), 60)
+    assert contents(later.text)[3] == output(0)
+    assert (later.report.n_reused, later.report.n_compressed) == (1, 1)
+
+
+def test_a_request_that_waited_too_long_is_not_worked_on(engine):
+    pipeline = SlowToRead(["lexical"], store="memory")
+    one = engine(pipeline, keep=0.3, deadline=0.05)
+    pipeline.seconds = 0.3
+    with ThreadPoolExecutor(20) as callers:
+        done = list(callers.map(lambda n: one.rewrite(body(1).replace("Ship 0-", f"Ship {n}-"), CHAT), range(20)))
+    assert {rewritten.text for rewritten in done} == {None}
+    time.sleep(1)
+    assert pipeline.n < 10
+
+
+def test_a_task_that_is_cancelled_costs_nothing_more(engine):
+    pipeline = Slow(0.3)
+    one = engine(pipeline, keep=0.3, deadline=30, reuse="never")
+
+    async def main():
+        texts = (body(1).replace("Ship 0-", f"Ship {n}-") for n in range(6))
+        # each fills a batch of its own
+        tasks = []
+        for text in texts:
+            tasks.append(asyncio.create_task(one.arewrite(text, CHAT)))
+            await asyncio.sleep(0.05)
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.5)
+
+    asyncio.run(main())
+    assert pipeline.n < 4
+
+
+def test_what_one_request_asks_for_does_not_change_what_was_sent_and_it_says_so(engine):
+    one = engine(keep=0.5)
+    first = one.rewrite(body(1), CHAT)
+    for options in ({"settings": replace(one.settings, keep=0.1)}, {"query": "ship 0-9"}):
+        again = one.rewrite(body(1), CHAT, **options)
+        assert again.text == first.text
+        assert again.report.outcome.reason.startswith("texts that were sent before go out as they were then")
+    assert not one.rewrite(body(1), CHAT).report.outcome.reason
 
 
 def test_a_failure_is_the_reason_or_an_error(engine):

@@ -191,6 +191,11 @@ def test_what_is_of_another_interface_is_left_alone(server):
         answer = wrapped.post("/embeddings", body={"model": "m", "input": LOG}, cast_to=object)
         assert answer == {"path": "/v1/embeddings"}
         assert server.sent == {"model": "m", "input": LOG}
+        wrapped.post(
+            "/embeddings", body={"input": "x"}, cast_to=object, options={"headers": {"x-kompakt-bypass": "1"}}
+        )
+        assert not [name for name in server.requests[-1][1] if "kompakt" in name.lower()]
+        assert server.sent == {"input": "x"}
         assert wrapped.kompakt.last is None
     with client(anthropic, "Anthropic", server) as plain, wrap(plain, pipeline=pipeline(), keep=0.3) as wrapped:
         wrapped.post("/v1/messages/count_tokens", body={"messages": BLOCKS}, cast_to=object)
@@ -252,6 +257,15 @@ def test_what_the_provider_counts_is_in_the_report_once_it_was_read(server):
         assert wrapped.kompakt.last.outcome.status == "compressed"
         wrapped.completions.create(model="m", prompt=PROMPT)
         assert [report.usage for report in wrapped.kompakt.reports] == [Usage(90, 0, 1)] * 2
+
+
+def test_a_hook_that_reads_answers_hides_nothing(server):
+    library = pytest.importorskip("httpx2")
+    made = Kompakt(Engine(pipeline(), Settings(keep=0.3)))
+    hooks = {"response": [lambda response: response.read()]}
+    with library.Client(event_hooks=hooks) as inner, wrap_http_client(inner, made) as wrapped:
+        assert wrapped.post(f"{server.url}/chat/completions", json={"messages": MESSAGES}).json() == CHAT
+    assert made.last.usage == Usage(90, 0, 1)
 
 
 def test_spans_say_what_was_done_and_nothing_of_the_texts(server):
