@@ -1,6 +1,5 @@
 """The gateway: what is for a model goes out compressed, everything else as it came, and nobody waits in vain."""
 
-import asyncio
 import json
 import random
 import socket
@@ -9,110 +8,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from gateway_parts import USAGE, Running
+from wire_parts import ANSWER, LOG, MESSAGES
 
 from kompakt import ConfigError, Pipeline
 from kompakt.adapters._settings import Settings
-from kompakt.compressor.models.tokenizers import load_tokenizer
 
-httpx2 = pytest.importorskip("httpx2")
-pytest.importorskip("starlette")
-pytest.importorskip("prometheus_client")
-uvicorn = pytest.importorskip("uvicorn")
+for needed in ("httpx2", "prometheus_client", "starlette"):
+    pytest.importorskip(needed)
 
 from kompakt.adapters.gateway import Limits, create_app  # noqa: E402 (needs starlette)
-
-TOKENIZER = load_tokenizer()
-LOG = " ".join(f"Ship {n} left port {n % 7} with {n * 13} bells on day {n}." for n in range(60))
-ANSWER = "Ship 30 left port 2 with 390 bells"
-MESSAGES = [
-    {"role": "user", "content": "How many bells did ship 30 carry?"},
-    {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"id": "t", "type": "function", "function": {"name": "log", "arguments": "{}"}}],
-    },
-    {"role": "tool", "tool_call_id": "t", "content": LOG},
-]
-
-
-USAGE = {"prompt_tokens": 90, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 64}}
-
-
-class Running:
-    """An ASGI application behind uvicorn, on a port of its own."""
-
-    def __init__(self, app):
-        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        until = time.monotonic() + 20
-        while not self.server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        [socket] = self.server.servers[0].sockets
-        self.url = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        return self
-
-    def __exit__(self, *_):
-        self.server.should_exit = True
-        self.thread.join(20)
-
-
-class Upstream:
-    """Says what it was sent, streams when asked, and waits when told to."""
-
-    def __init__(self):
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-        self.seen = []
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return
-        body = b""
-        while True:
-            event = await receive()
-            body += event.get("body", b"")
-            if not event.get("more_body"):
-                break
-        headers = [(name.decode(), value.decode("latin-1")) for name, value in scope["headers"]]
-        query = scope["query_string"].decode()
-        self.seen.append((scope["method"], scope["raw_path"].decode(), query, dict(headers), body))
-        await asyncio.to_thread(self.may_answer.wait, 20)
-        status = 418 if scope["path"].endswith("/teapot") else 200
-        told = [(b"content-type", b"application/json"), (b"x-own", b"1"), (b"keep-alive", b"timeout=5")]
-        told += [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), (b"x-latin", b"caf\xe9")]
-        await send({"type": "http.response.start", "status": status, "headers": told})
-        if b'"stream":true' in body:
-            for n in range(4):
-                await send({"type": "http.response.body", "body": f"data: {n}\n\n".encode(), "more_body": True})
-                await asyncio.sleep(0.2)
-        await send({"type": "http.response.body", "body": json.dumps({"ok": True, "usage": USAGE}).encode()})
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    app = Upstream()
-    with Running(app) as running:
-        app.url = running.url
-        yield app
-
-
-@pytest.fixture
-def gateway(upstream, tmp_path):
-    running = []
-
-    def start(**options):
-        settings = Settings(keep=0.3, deadline=20)
-        pipeline = options.pop("pipeline", None) or Pipeline(["lexical"], store=tmp_path / "s.sqlite")
-        app = create_app(options.pop("upstream", upstream.url), pipeline, settings, **options)
-        running.append(Running(app).__enter__())
-        return httpx2.Client(base_url=running[-1].url, timeout=20)
-
-    yield start
-    for one in running:
-        one.__exit__()
 
 
 def chat(client, **body):
@@ -171,133 +76,6 @@ def test_streams_pass_as_they_come(gateway):
         times = [time.monotonic() for piece in answer.iter_text() if piece.startswith("data")]
     assert len(times) == 4
     assert times[-1] - times[0] > 0.4
-
-
-def test_compress_and_retrieve(gateway):
-    with gateway() as client:
-        answer = client.post("/v1/compress", json={"messages": MESSAGES, "model": "m"}).json()
-        assert [message["role"] for message in answer["messages"]] == ["user", "assistant", "tool"]
-        assert answer["messages"][:2] == MESSAGES[:2]
-        assert ANSWER in answer["messages"][2]["content"]
-        assert answer["tokens_saved"] == answer["tokens_before"] - answer["tokens_after"] > 0
-        assert answer["compression_ratio"] == round(answer["tokens_saved"] / answer["tokens_before"], 4)
-        assert answer["transforms_applied"] == ["lexical"]
-        [name] = answer["ccr_hashes"]
-        assert answer["originals"] == [{"message": 2, "hash": name}]
-        assert answer["messages"][2]["content"].endswith(f"\n[original: headroom_retrieve hash={name}]")
-        after = sum(TOKENIZER.count(message["content"] or "") for message in answer["messages"])
-        assert 0 <= answer["tokens_after"] - after <= 1
-        assert client.get(f"/v1/retrieve/{name}").json()["content"] == LOG
-        marked = client.post("/v1/compress", json={"messages": MESSAGES, "config": {"mode": "ccr"}}).json()
-        assert marked["messages"] == answer["messages"]
-    # another process finds the original
-    with gateway() as client:
-        assert client.get(f"/v1/retrieve/{name}").status_code == 200
-        missing = client.get(f"/v1/retrieve/{'0' * 24}")
-        assert (missing.status_code, "do not ask again" in missing.json()["error"]["message"]) == (404, True)
-        assert client.get("/v1/retrieve/XYZ").status_code == 400
-
-
-def test_what_is_frozen_or_bypassed_stays(gateway):
-    with gateway() as client:
-        for body, headers in (
-            ({"config": {"frozen_message_count": 3}}, {}),
-            ({}, {"x-headroom-bypass": "true"}),
-        ):
-            answer = client.post("/v1/compress", json={"messages": MESSAGES, **body}, headers=headers).json()
-            assert answer["messages"] == MESSAGES
-            assert (answer["tokens_saved"], answer["ccr_hashes"], answer["transforms_applied"]) == (0, [], [])
-        inline = client.post("/v1/compress", json={"messages": MESSAGES, "config": {"mode": "lossy_inline"}}).json()
-        assert inline["tokens_saved"] > 0
-        assert (inline["ccr_hashes"], inline["originals"]) == ([], [])
-        assert "headroom_retrieve" not in inline["messages"][2]["content"]
-
-
-def test_json_stays_json_and_its_original_is_kept(gateway):
-    rows = json.dumps([{"ship": n, "bells": 13 * n, "port": f"port {n % 7}"} for n in range(99)])
-    messages = [*MESSAGES[:2], {**MESSAGES[2], "content": rows}]
-    with gateway() as client:
-        answer = client.post("/v1/compress", json={"messages": messages}).json()
-        json.loads(answer["messages"][2]["content"])
-        assert answer["ccr_hashes"] == []
-        [original] = answer["originals"]
-        assert client.get(f"/v1/retrieve/{original['hash']}").json()["content"] == rows
-
-
-def test_what_saves_less_than_the_hash_of_its_original_stays(gateway):
-    with gateway() as client:
-        headers = {"x-kompakt-keep": "0.97"}
-        text = " ".join(LOG.split(" ")[:330])
-        messages = [*MESSAGES[:2], {**MESSAGES[2], "content": text}]
-        for body in ({"messages": MESSAGES}, {"messages": messages}):
-            answer = client.post("/v1/compress", json=body, headers=headers).json()
-            assert answer["tokens_after"] <= answer["tokens_before"]
-            assert (answer["messages"] == body["messages"]) == (answer["originals"] == [])
-
-
-def test_logs_that_begin_like_json_have_the_hash_of_their_original_too(gateway):
-    log = "\n".join(f"[2024-05-01 12:{n % 60:02}:00] INFO ship {n} left port {n % 7}" for n in range(99))
-    with gateway() as client:
-        body = {"messages": [*MESSAGES[:2], {**MESSAGES[2], "content": log}]}
-        answer = client.post("/v1/compress", json=body).json()
-        [name] = answer["ccr_hashes"]
-        assert answer["messages"][2]["content"].endswith(f"hash={name}]")
-
-
-def test_code_still_parses(gateway):
-    code = "\n\n".join(f"def ship_{n}(bells):\n    total = bells * {n}\n    return total + {n}" for n in range(60))
-    with gateway() as client:
-        body = {"messages": [*MESSAGES[:2], {**MESSAGES[2], "content": code}]}
-        answer = client.post("/v1/compress", json=body).json()
-    assert answer["messages"][2]["content"] != code
-    compile(answer["messages"][2]["content"], "ships", "exec")
-
-
-def test_an_old_question_is_not_taken_for_the_live_one(gateway):
-    """Some callers keep back what the assistant said, and the last question."""
-    old = {"role": "user", "content": "What did ship 51 carry?"}
-    with gateway() as client:
-        known = client.post("/v1/compress", json={"messages": [old, *MESSAGES[1:]]}).json()
-        withheld = client.post("/v1/compress", json={"messages": [old, MESSAGES[2]]}).json()
-    assert "Ship 51 left" in known["messages"][2]["content"]
-    assert "Ship 51 left" not in withheld["messages"][1]["content"] != LOG
-
-
-def test_blocks_of_anthropic_are_compressed_too(gateway):
-    messages = [
-        {"role": "user", "content": "How many bells did ship 30 carry?"},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": LOG}]},
-    ]
-    with gateway() as client:
-        answer = client.post("/v1/compress", json={"messages": messages}).json()
-    assert ANSWER in answer["messages"][1]["content"][0]["content"] != LOG
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b"", "no JSON"),
-        (b"[]", "must be a JSON object"),
-        (b"{}", "messages must be a list of objects"),
-        (b'{"messages": [1]}', "messages must be a list of objects"),
-        (b'{"messages": [], "config": 3}', "config must be an object"),
-        (b'{"messages": [], "config": {"ratio": 1}}', "config has no option 'ratio'"),
-        (b'{"messages": [], "config": {"mode": "x"}}', "mode must be null"),
-        (b'{"messages": [], "config": {"frozen_message_count": -1}}', "frozen_message_count"),
-    ],
-)
-def test_what_cannot_be_compressed_is_named(gateway, body, message):
-    with gateway() as client:
-        answer = client.post("/v1/compress", content=body)
-    assert answer.status_code == 400
-    assert message in answer.json()["error"]["message"]
-
-
-def test_what_is_nested_too_deep_is_an_error_of_the_caller(gateway):
-    with gateway() as client:
-        for depth in range(900, 1010, 5):
-            body = b'{"messages": [{"a": ' + b"[" * depth + b"]" * depth + b"}]}"
-            assert client.post("/v1/compress", content=body).status_code in (200, 400)
 
 
 def test_the_token_is_asked_for_and_not_sent_on(gateway, upstream):
@@ -524,16 +302,6 @@ def test_headers_pass_to_the_byte_and_nothing_is_added(gateway, upstream):
         assert client.get("/v1/x").headers.get_list("set-cookie") == ["a=1", "b=2"]
         assert b"x-latin: caf\xe9\r\n" in raw_answer(client, "/v1/x", b"x-name: caf\xe9\r\n")
     assert upstream.seen[-1][3] == {"host": upstream.url.removeprefix("http://"), "x-name": "caf\xe9"}
-
-
-def test_who_has_another_key_finds_nothing_of_mine(gateway):
-    mine, theirs = ({"authorization": f"Bearer {key}"} for key in ("mine", "theirs"))
-    with gateway() as client:
-        body = {"messages": MESSAGES}
-        [name] = client.post("/v1/compress", json=body, headers=mine).json()["ccr_hashes"]
-        assert client.get(f"/v1/retrieve/{name}", headers=mine).status_code == 200
-        assert client.get(f"/v1/retrieve/{name}", headers=theirs).status_code == 404
-        assert client.get(f"/v1/retrieve/{name}").status_code == 404
 
 
 def test_the_token_of_the_gateway_is_not_sent_on_under_another_name(gateway, upstream):
