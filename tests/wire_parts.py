@@ -95,6 +95,11 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     streams = STREAMS
 
+    def end_headers(self):
+        # a client that goes on in another event loop could not tell that the server had closed the connection
+        self.send_header("connection", "close")
+        super().end_headers()
+
     def value(self, path, body):
         """The answer to a request that is not streamed."""
         return ANSWERS.get(path, {"path": path})
@@ -136,7 +141,6 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.pause)
         if events[0] in (CHUNK, COMPLETION):
             self.wfile.write(b"data: [DONE]\n\n")
-        self.close_connection = True
 
     def log_message(self, *_):
         """Say nothing."""
