@@ -12,10 +12,11 @@ from functools import cache
 from pathlib import PurePath
 from typing import Final, TypeAlias
 
+from kompakt.adapters._messages import readable
+from kompakt.adapters._settings import default_pipeline, reason_of
 from kompakt.compressor.errors import (
     CompressionError,
     ConfigError,
-    KompaktError,
     MissingExtraError,
     ModelNotFoundError,
 )
@@ -97,7 +98,7 @@ class DocumentCompressor:
         deadline: float | None = None,
         on_error: OnError = "pass_through",
     ) -> None:
-        self.pipeline = pipeline or Pipeline(["default"], store="memory", mark_omissions=True)
+        self.pipeline = pipeline or default_pipeline()
         self.pipeline.budget_for(max_tokens, keep)
         if deadline is not None and not deadline > 0:
             raise ConfigError(f"deadline must be above 0 seconds or None, got {deadline}")
@@ -147,7 +148,7 @@ class DocumentCompressor:
             raise
         except Exception as error:  # whatever it is, the application must get its documents
             reason = self._reason(error)
-        counts = self._tokenizer.count_batch([_readable(document.text) for document in documents.values()])
+        counts = self._tokenizer.count_batch([readable(document.text) for document in documents.values()])
         return _unchanged(sources, reason, dict(zip(documents, counts, strict=True)))
 
     def _kept(self, documents: Sequence[Document], query: str | None) -> dict[int, Kept]:
@@ -157,7 +158,7 @@ class DocumentCompressor:
             CompressionError: If they were passed through, or nothing would remain of them.
             KompaktError: If something failed.
         """
-        asked = _readable(query) if query else None
+        asked = readable(query) if query else None
         result = self.pipeline.compress(documents, query=asked, keep=self.keep, max_tokens=self.max_tokens)
         if result.outcome.status is Status.PASSED_THROUGH:
             raise CompressionError(result.outcome.reason)
@@ -186,7 +187,7 @@ class DocumentCompressor:
     def _reason(self, error: Exception) -> str:
         if self.on_error == "raise":
             raise error
-        reason = str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         _LOG.warning("documents are passed on as they are: %s", reason)
         return reason
 
@@ -262,8 +263,3 @@ def _ranges(pieces: Sequence[Fragment]) -> list[list[int]]:
 
 def _is_verbatim_somewhere(pieces: Sequence[Fragment]) -> bool:
     return any(piece.text.strip() and piece.span.kind not in _WRITTEN for piece in pieces)
-
-
-def _readable(text: str) -> str:
-    """Return a text with what no tokenizer takes replaced."""
-    return text.encode("utf-8", "replace").decode()

@@ -15,13 +15,13 @@ from typing import Any, Final
 from kompakt.adapters._batcher import Batcher
 from kompakt.adapters._frozen import Frozen, FrozenTexts
 from kompakt.adapters._json_splice import Path, Places, replace_strings, string_places
-from kompakt.adapters._messages import Target, find_targets, live_question
-from kompakt.adapters._settings import Report, Settings
+from kompakt.adapters._messages import Target, find_targets, live_question, readable
+from kompakt.adapters._settings import Report, Settings, reason_of
 from kompakt.adapters._shares import Shares, Text, share_out
 from kompakt.adapters._spans import record_span
 from kompakt.adapters._wires import Wire, find_slots
 from kompakt.compressor.base import Request, make_request
-from kompakt.compressor.errors import BackendError, CompressionError, KompaktError
+from kompakt.compressor.errors import BackendError, CompressionError
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, load_tokenizer
 from kompakt.compressor.pipeline import Pipeline
 from kompakt.compressor.store.artefacts import Artefacts
@@ -232,7 +232,7 @@ class Engine:
                 replace(one, key=key, frozen=known)
                 for one, key, known in zip(texts, keys, frozen.find(keys), strict=True)
             ]
-        n_tokens = self.count([_countable(slot.text) for slot in slots])
+        n_tokens = self.count([readable(slot.text) for slot in slots])
         shares = share_out(texts, settings, is_triggered=n_tokens > settings.trigger_tokens)
         is_asked = call.query is not None or (settings.keep, settings.max_tokens) != (
             self.settings.keep,
@@ -245,7 +245,7 @@ class Engine:
             make_request(
                 one.target.document,
                 budget=Budget(one.n_tokens - one.n_free + max(1, int(keep * one.n_free))),
-                query=_countable(question) if question else None,
+                query=readable(question) if question else None,
                 tokenizer=self._tokenizer,
                 mark_omissions=self.pipeline.mark_omissions,
             )
@@ -300,7 +300,7 @@ def _frozen(text: Text, future: Future[Compressed], call: _Call) -> Frozen:
     if failure is not None:
         if call.settings.on_error == "raise":
             raise failure
-        return text.frozen or Frozen(None, text.n_free, _reason(failure))
+        return text.frozen or Frozen(None, text.n_free, reason_of(failure))
     result = future.result()
     if result.tokens_after >= text.n_tokens or not result.text.strip():
         return Frozen(None, text.n_free, result.outcome.reason)
@@ -333,7 +333,7 @@ def _unfinished(call: _Call, error: Exception) -> Rewritten:
         error = CompressionError(f"not compressed within the deadline of {call.settings.deadline:g} s")
     if call.settings.on_error == "raise":
         raise error
-    reason = _reason(error)
+    reason = reason_of(error)
     _LOG.warning("a request goes out without being compressed: %s", reason)
     return Rewritten(None, Report(_outcome(0, reason), seconds=call.seconds))
 
@@ -377,16 +377,7 @@ def _tell(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(what)
 
 
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
-
-
 def _outcome(saved: int, reason: str) -> Outcome:
     if saved > 0:
         return Outcome(Status.COMPRESSED, reason)
     return Outcome(Status.PASSED_THROUGH if reason else Status.FITS, reason)
-
-
-def _countable(text: str) -> str:
-    """Return a text with what no tokenizer takes replaced."""
-    return text.encode("utf-8", "replace").decode()

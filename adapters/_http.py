@@ -19,12 +19,11 @@ from urllib.parse import quote
 
 from kompakt.adapters._engine import Engine, Rewritten
 from kompakt.adapters._overrides import PREFIX, from_body, from_headers, option_of, parse_overrides
-from kompakt.adapters._settings import Report, Settings
+from kompakt.adapters._settings import Report, Settings, passed_through, reason_of
 from kompakt.adapters._spans import record_span
 from kompakt.adapters._usage import Usage, UsageReader, watched_stream
 from kompakt.adapters._wires import Wire, wire_of
-from kompakt.compressor.errors import ConfigError, KompaktError
-from kompakt.compressor.types import Outcome, Status
+from kompakt.compressor.errors import ConfigError
 
 _LIBRARIES: Final = ("httpx", "httpx2")
 _OF_THE_BODY: Final = (b"content-length", b"transfer-encoding")
@@ -245,9 +244,9 @@ def _read(request: Any, content: bytes, settings: Settings) -> _Call:  # noqa: A
     except Exception as error:  # whatever a request asks for, it must go out
         if settings.on_error == "raise":
             raise
-        reason = str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
     if reason:
-        report = Report(Outcome(Status.PASSED_THROUGH, reason), seconds=time.monotonic() - began)
+        report = passed_through(reason, time.monotonic() - began)
         record_span(report)
         return _Call(content, body, settings, settled=Rewritten(None, report))
     return _Call(content, body, used, query)

@@ -13,11 +13,10 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from kompakt.adapters._engine import Rewritten
 from kompakt.adapters._json_splice import Path
 from kompakt.adapters._overrides import BODY_KEY, from_headers, option_of, parse_overrides
-from kompakt.adapters._settings import Report, Settings
+from kompakt.adapters._settings import Report, Settings, passed_through, reason_of
 from kompakt.adapters._usage import Usage, find_usage
 from kompakt.adapters._wires import Wire, find_slots
-from kompakt.compressor.errors import InputError, KompaktError
-from kompakt.compressor.types import Outcome, Status
+from kompakt.compressor.errors import InputError
 
 Arguments: TypeAlias = dict[str, Any]
 """Those of a call of LiteLLM, by name."""
@@ -144,7 +143,7 @@ def read_call(kwargs: Arguments, form: Form, settings: Settings) -> Call:
     except Exception as error:  # whatever a call asks for, it must go out
         if settings.on_error == "raise":
             raise
-        reason = _reason(error)
+        reason = reason_of(error)
     return Call(arguments, settings, settled=Rewritten(None, passed_through(reason, time.monotonic() - began)))
 
 
@@ -203,7 +202,7 @@ def applied(call: Call, form: Form, done: Rewritten) -> tuple[Arguments, Report]
     except Exception as error:  # whatever holds the texts, the call must go out
         if call.settings.on_error == "raise":
             raise
-        return call.arguments, passed_through(_reason(error), done.report.seconds)
+        return call.arguments, passed_through(reason_of(error), done.report.seconds)
     return arguments, done.report
 
 
@@ -267,11 +266,6 @@ def owner_of(user: object) -> str:
     return hashlib.sha256(json.dumps(marks, default=str).encode()).hexdigest()[:_OWNER_CHARACTERS]
 
 
-def passed_through(reason: str, seconds: float = 0.0) -> Report:
-    """Return the report of a call that goes out as it is."""
-    return Report(Outcome(Status.PASSED_THROUGH, reason), seconds=seconds)
-
-
 def as_metadata(report: Report) -> dict[str, Any]:
     """Return a report as other callbacks find it."""
     return {
@@ -281,10 +275,6 @@ def as_metadata(report: Report) -> dict[str, Any]:
         "tokens_after": report.tokens_after,
         "seconds": round(report.seconds, 4),
     }
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
 
 
 def usage_of(response: object) -> Usage | None:

@@ -120,6 +120,11 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
 
 
+def readable(text: str) -> str:
+    """Return a text with what no tokenizer takes replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def live_question(slots: Sequence[Slot]) -> str | None:
     """Return what the last message of the user asks, without the context that is pasted into it.
 

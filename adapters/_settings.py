@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 
 from kompakt.adapters._messages import Rules
 from kompakt.adapters._usage import Usage
-from kompakt.compressor.errors import ConfigError
-from kompakt.compressor.pipeline import OnError
-from kompakt.compressor.types import Budget, Outcome
+from kompakt.compressor.errors import ConfigError, KompaktError
+from kompakt.compressor.pipeline import OnError, Pipeline
+from kompakt.compressor.types import Budget, Outcome, Status
 
 Reuse: TypeAlias = Literal["conversation", "never"]
 
@@ -82,3 +82,18 @@ class Report:
     n_reused: int = 0
     tokens_dry_run: int | None = None
     usage: Usage | None = None
+
+
+def default_pipeline() -> Pipeline:
+    """Return what compresses where an adapter is given nothing; this process remembers what it made."""
+    return Pipeline(["default"], store="memory", mark_omissions=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a report says of an error."""
+    return str(error) if isinstance(error, KompaktError) else f"{type(error).__name__}: {error}"
+
+
+def passed_through(reason: str, seconds: float = 0.0) -> Report:
+    """Return the report of a request that goes out as it is."""
+    return Report(Outcome(Status.PASSED_THROUGH, reason), seconds=seconds)

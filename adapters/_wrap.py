@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from kompakt.adapters._engine import Engine
 from kompakt.adapters._http import Kompakt, wrap_http_client
 from kompakt.adapters._messages import Rules
-from kompakt.adapters._settings import Reuse, Settings
+from kompakt.adapters._settings import Reuse, Settings, default_pipeline
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.pipeline import OnError, Pipeline
 
@@ -76,7 +76,7 @@ def wrap(
         raise ConfigError(f"wrap takes a client of openai or anthropic, got {type(client).__name__}")
     if isinstance(getattr(sender, "kompakt", None), Kompakt):
         raise ConfigError("this client compresses what it sends already; wrap the one that it was made from")
-    kompakt = Kompakt(Engine(pipeline or Pipeline(["default"], store="memory", mark_omissions=True), settings))
+    kompakt = Kompakt(Engine(pipeline or default_pipeline(), settings))
     wrapped: Client = _marked(library_client.copy(http_client=wrap_http_client(sender, kompakt)), kompakt)
     return wrapped
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar, cast
 
 from kompakt.adapters._engine import Engine, Rewritten
 from kompakt.adapters._messages import Rules
-from kompakt.adapters._settings import Report, Reuse, Settings
+from kompakt.adapters._settings import Report, Reuse, Settings, default_pipeline
 from kompakt.adapters._wires import Wire
 from kompakt.compressor.errors import MissingExtraError
 from kompakt.compressor.pipeline import OnError, Pipeline
@@ -101,7 +101,7 @@ class KompaktMiddleware(AgentMiddleware[Any, Any, Any]):
         self.tools = []
         self.last: Report | None = None
         self._is_on_arrival = on_arrival and max_tokens is None and reuse == "conversation"
-        self._engine = Engine(pipeline or Pipeline(["default"], store="memory", mark_omissions=True), settings)
+        self._engine = Engine(pipeline or default_pipeline(), settings)
 
     def close(self) -> None:
         """End kompakt's threads; texts stay as they are from now on. The pipeline is the caller's."""

@@ -29,7 +29,6 @@ from kompakt.adapters._litellm_calls import (
     mapping,
     name_of,
     owner_of,
-    passed_through,
     put_back,
     read_call,
     untouchable,
@@ -37,7 +36,7 @@ from kompakt.adapters._litellm_calls import (
     without_asked,
 )
 from kompakt.adapters._messages import Rules
-from kompakt.adapters._settings import Report, Reuse, Settings
+from kompakt.adapters._settings import Report, Reuse, Settings, default_pipeline, passed_through
 from kompakt.compressor.errors import MissingExtraError
 from kompakt.compressor.pipeline import OnError, Pipeline
 
@@ -118,9 +117,7 @@ class KompaktCallback(CustomLogger):  # type: ignore[misc]
             on_error=on_error,
             dry_run=dry_run,
         )
-        self.kompakt = Kompakt(
-            Engine(pipeline or Pipeline(["default"], store="memory", mark_omissions=True), settings)
-        )
+        self.kompakt = Kompakt(Engine(pipeline or default_pipeline(), settings))
         self._reports: Recent[Report] = Recent()
         self._written: Recent[int] = Recent()
         self._told: set[str] = set()
