@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, TypeAlias
 
 from kompakt.compressor.budget import Candidates, closures, select
 from kompakt.compressor.errors import BudgetError, InputError, ValidityError
@@ -39,6 +39,9 @@ from kompakt.compressor.validity import check
 
 _CHARACTERS_AT_ONCE: Final = 200_000
 """Texts whose units and artefacts exist at one time in a batch of small requests."""
+
+
+Locality: TypeAlias = Literal["segment", "sequential", "global"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ class Compressor(ABC):
     """
 
     name: ClassVar[str]
-    emits: ClassVar[Form] = "text"
-    locality: ClassVar[Literal["segment", "sequential", "global"]] = "global"
+    emits: Form = "text"
+    locality: Locality = "global"
     uses_query: bool = True
     removes: ClassVar[Literal["redundancy", "content"]] = "content"
 
@@ -226,7 +229,7 @@ class ScoringCompressor(Compressor):
     def compress_batch(self, requests: Sequence[Request]) -> list[Compressed]:
         """Compress several requests; see ``Compressor.compress_batch``."""
         results: list[Compressed] = []
-        for group in _groups(requests):
+        for group in request_groups(requests):
             views = Artefacts.together([request.artefacts for request in group])
             results += self._compress_group(
                 [dataclasses.replace(request, artefacts=view) for request, view in zip(group, views, strict=True)]
@@ -235,7 +238,7 @@ class ScoringCompressor(Compressor):
 
     def _compress_group(self, requests: Sequence[Request]) -> list[Compressed]:
         began = time.perf_counter()
-        jobs = [_open(request) for request in requests]
+        jobs = [open_job(request) for request in requests]
         too_long = [job for job in jobs if job.tokens_before > job.max_tokens]
         if len(too_long) > 1:
             for artefacts, members in _by_store(too_long):
@@ -345,7 +348,7 @@ class Job:
         return render(units, kept, mark_omissions=self.request.mark_omissions)
 
 
-def _open(request: Request) -> Job:
+def open_job(request: Request) -> Job:
     """Resolve a request's budget.
 
     Raises:
@@ -360,7 +363,7 @@ def _open(request: Request) -> Job:
     return Job(request, tokens_before, max_tokens)
 
 
-def _groups(requests: Sequence[Request]) -> Iterator[list[Request]]:
+def request_groups(requests: Sequence[Request]) -> Iterator[list[Request]]:
     """Cut requests into groups that are read at once, so that memory stays bounded however many there are."""
     group: list[Request] = []
     n_characters = 0

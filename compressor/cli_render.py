@@ -127,7 +127,7 @@ def to_json(result: Compressed) -> dict[str, object]:
     """Return everything about a result as JSON values."""
     spans = []
     position = 0
-    for part in result.parts:
+    for part in (part.source for part in result.parts):
         bounds = [*part.starts, len(part.text)]
         for span, start, end in zip(part.spans, bounds, bounds[1:], strict=False):
             spans.append(

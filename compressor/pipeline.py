@@ -104,6 +104,7 @@ class Pipeline(Compressor):
             if not isinstance(value, bool):
                 raise ConfigError(f"{option} must be True or False, got {value!r}")
         self.stages = tuple(_as_stage(stage) for stage in stages)
+        _check_forms(self.stages)
         self.tokenizer = tokenizer
         self.strict = strict
         self.on_error = on_error
@@ -113,6 +114,7 @@ class Pipeline(Compressor):
         self.tenant = tenant
         self._store = None if store is None else open_store(store)
         self.decoded = DecodedSegments()
+        self.emits = self.stages[-1].compressor.emits
         self.uses_query = any(stage.compressor.uses_query for stage in self.stages)
 
     @property
@@ -311,7 +313,8 @@ class _Run:
         self.current: Compressed | None = None
         self.done: Compressed | None = None
         if self.tokens_before <= self.max_tokens:
-            self.done = fits(request.documents, self.tokens_before, Pipeline.name, time.perf_counter() - began)
+            whole = fits(request.documents, self.tokens_before, Pipeline.name, time.perf_counter() - began)
+            self.done = replace(whole, state=request.state)
         elif self.max_tokens < 1:
             raise BudgetError(
                 f"{label}keep={request.budget.keep} of {self.tokens_before} tokens leaves no token; "
@@ -356,6 +359,14 @@ class _Run:
         if self.current.tokens_after < self.tokens_before:
             return replace(self.current, outcome=Outcome(Status.COMPRESSED))
         return self.current
+
+
+def _check_forms(stages: Sequence[Stage]) -> None:
+    for stage in stages[:-1]:
+        if stage.compressor.emits != "text":
+            raise ConfigError(
+                f"{stage.compressor.name} gives {stage.compressor.emits}, which no later stage can read: put it last"
+            )
 
 
 def _budget_by_kind(keep: Mapping[Kind, float] | Mapping[str, float]) -> Budget:

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Final, cast, get_type_hints
 
-from kompakt.compressor.errors import ConfigError
+from kompakt.compressor.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from kompakt.compressor.base import Compressor
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 GROUP: Final = "kompakt.compressors"
 
 BUILTIN: Final = {
+    "arc-encoder": "kompakt.compressor.soft.arc_encoder:ARCEncoder",
+    "auto-compressor": "kompakt.compressor.soft.auto_compressor:AutoCompressor",
+    "compllm": "kompakt.compressor.soft.compllm:CompLLM",
     "dedup": "kompakt.compressor.text.dedup:Dedup",
     "default": "kompakt.compressor.text.default:Default",
+    "extensible-tokenization": "kompakt.compressor.soft.extensible_tokenization:ExtensibleTokenization",
     "extractive": "kompakt.compressor.text.extractive:Extractive",
+    "icae": "kompakt.compressor.soft.icae:ICAE",
     "lexical": "kompakt.compressor.text.lexical:Lexical",
     "mmr": "kompakt.compressor.text.mmr:MaximalMarginalRelevance",
     "selective-context": "kompakt.compressor.text.selective_context:SelectiveContext",
@@ -45,13 +50,19 @@ def compressor_class(name: str) -> type[Compressor]:
 
     Raises:
         ConfigError: If there is no such name; the message suggests one.
+        MissingExtraError: If it needs the extra ``local``, which is not installed.
     """
     entry = _entries().get(name) if isinstance(name, str) else None
     if entry is None:
         close = get_close_matches(str(name), compressor_names(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(f"there is no compressor {name!r}{hint} Known: {', '.join(compressor_names())}")
-    return cast("type[Compressor]", entry.load())
+    try:
+        return cast("type[Compressor]", entry.load())
+    except ModuleNotFoundError as error:
+        if name in BUILTIN:
+            raise MissingExtraError(f"the compressor {name!r}", "local") from error
+        raise
 
 
 def load(name: str, **options: object) -> Compressor:

@@ -15,6 +15,7 @@ from kompakt.compressor.types import (
     Document,
     Kind,
     Outcome,
+    Part,
     Span,
     StageTrace,
     Status,
@@ -119,21 +120,22 @@ def traced_back(result: Compressed, earlier: Compressed) -> Compressed:
         earlier: What the stage before made of the original documents.
     """
     origins = _origins(earlier)
-    pieces = [
-        piece
-        for part in result.parts
-        for fragment in fragments_of(part)
-        for piece in _traced(fragment, origins[fragment.span.document_id])
-    ]
-    part = to_part([pieces])
     return replace(
         result,
-        parts=(part,) if part.text else (),
+        parts=tuple(_traced_part(part, origins) for part in result.parts),
         tokens_before=earlier.tokens_before,
         sources=earlier.sources,
         trace=(*earlier.trace, *result.trace),
         decisions=(*earlier.decisions, *_traced_decisions(result, earlier, origins)),
     )
+
+
+def _traced_part(part: Part, origins: Mapping[str, _Origin]) -> Part:
+    pieces = [
+        piece for fragment in fragments_of(part) for piece in _traced(fragment, origins[fragment.span.document_id])
+    ]
+    text = to_part([pieces])
+    return text if isinstance(part, TextPart) else replace(part, source=text)
 
 
 def _traced_decisions(result: Compressed, earlier: Compressed, origins: Mapping[str, _Origin]) -> Iterator[Decision]:
@@ -147,10 +149,11 @@ def _traced_decisions(result: Compressed, earlier: Compressed, origins: Mapping[
                     yield replace(decision, span=piece.span)
 
 
-def fragments_of(part: TextPart) -> Iterator[Fragment]:
-    """Cut a part into its spans' texts."""
-    for span, (start, end) in zip(part.spans, pairwise([*part.starts, len(part.text)]), strict=True):
-        yield Fragment(part.text[start:end], span)
+def fragments_of(part: Part) -> Iterator[Fragment]:
+    """Cut a part, or the text that it stands for, into its spans' texts."""
+    text = part.source
+    for span, (start, end) in zip(text.spans, pairwise([*text.starts, len(text.text)]), strict=True):
+        yield Fragment(text.text[start:end], span)
 
 
 @dataclass(frozen=True, slots=True)

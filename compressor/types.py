@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count
 from numbers import Integral, Real
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from kompakt.compressor.errors import BudgetError, InputError
+from kompakt.compressor.parts import CachePart as CachePart
+from kompakt.compressor.parts import EmbedsPart as EmbedsPart
+from kompakt.compressor.parts import Form as Form
+from kompakt.compressor.parts import Kind as Kind
+from kompakt.compressor.parts import Part as Part
+from kompakt.compressor.parts import Span as Span
+from kompakt.compressor.parts import TextPart as TextPart
+from kompakt.compressor.parts import form_of as form_of
 
 DOCUMENT_SEPARATOR = "\n\n"
 """What stands between two documents in ``Compressed.text``."""
-
-
-class Kind(StrEnum):
-    """What a range of text is, which decides how it may be cut."""
-
-    PROSE = "prose"
-    CODE = "code"
-    JSON = "json"
-    LOG = "log"
-    TABLE = "table"
-    MESSAGE = "message"
-    INSTRUCTION = "instruction"
-    OMISSION = "omission"
-    """Text written by kompakt in place of the source range that it left out."""
-    SEPARATOR = "separator"
-    """Text written by kompakt between two pieces; its source range is empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A half-open range ``[start, end)`` of characters of one source document.
-
-    Args:
-        document_id: The document's id.
-        start: Offset of the first character.
-        end: Offset after the last character.
-        kind: What stands there.
-        protected: Whether it must survive compression byte for byte.
-    """
-
-    document_id: str
-    start: int
-    end: int
-    kind: Kind = Kind.PROSE
-    protected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,46 +131,6 @@ def _check_fraction(value: object, name: str) -> None:
         raise BudgetError(f"{name} must be above 0 and at most 1 (1 keeps everything), got {value}")
 
 
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """Compressed context as text.
-
-    ``spans`` tile ``text``: the i-th reaches from ``starts[i]`` to ``starts[i + 1]`` (or the end). A span whose
-    kind is neither ``omission`` nor ``separator`` stands there verbatim.
-
-    Args:
-        text: What is sent.
-        spans: Where each piece of ``text`` comes from.
-        starts: Offset in ``text`` at which each span begins, ascending from 0.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    starts: tuple[int, ...]
-
-    def source_of(self, offset: int) -> Span:
-        """Return the source range of the character at ``offset``.
-
-        Verbatim text gives a range of one character; text written by kompakt gives the whole range it stands for.
-
-        Raises:
-            InputError: If ``offset`` is outside the text.
-        """
-        if not 0 <= offset < len(self.text):
-            raise InputError(f"offset {offset} is outside the text's {len(self.text)} characters")
-        index = bisect_right(self.starts, offset) - 1
-        span = self.spans[index]
-        if span.kind in (Kind.OMISSION, Kind.SEPARATOR):
-            return span
-        start = span.start + offset - self.starts[index]
-        return Span(span.document_id, start, start + 1, span.kind, span.protected)
-
-
-# EmbedsPart and CachePart join here with the first compressors that emit them.
-Part: TypeAlias = TextPart
-Form: TypeAlias = Literal["text", "embeds", "cache"]
-
-
 class Status(StrEnum):
     """How a call ended."""
 
@@ -302,13 +234,28 @@ class Compressed:
     decisions: tuple[Decision, ...] = field(default=(), repr=False)
 
     @property
+    def forms(self) -> frozenset[Form]:
+        """The forms of its parts."""
+        return frozenset(form_of(part) for part in self.parts)
+
+    @property
     def text(self) -> str:
-        """The compressed context as one string."""
-        return "".join(part.text for part in self.parts)
+        """The compressed context as one string.
+
+        Raises:
+            InputError: If a part of it is not text.
+        """
+        other = sorted(self.forms - {"text"})
+        if other:
+            raise InputError(
+                f"this context was compressed to {' and '.join(other)}, which no text can carry: give its parts to a "
+                "backend that reads them; each part's source is the text that it stands for"
+            )
+        return "".join(part.source.text for part in self.parts)
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Where each piece of ``text`` comes from, in order."""
+        """Where each piece of the context comes from, in order."""
         return tuple(span for part in self.parts for span in part.spans)
 
     def explain(self) -> str:

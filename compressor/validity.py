@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kompakt.compressor.errors import ValidityError
 from kompakt.compressor.results import fragments_of, joined_text
-from kompakt.compressor.types import Compressed, Document, Kind
+from kompakt.compressor.types import Compressed, Document, Kind, TextPart
 from kompakt.compressor.units.json_tree import is_json
 from kompakt.compressor.units.messages import chat_of, is_same_chat
 from kompakt.compressor.units.segment import Content, recognise
@@ -14,8 +14,8 @@ from kompakt.compressor.units.syntax import parses
 def check(result: Compressed) -> None:
     """Raise if an output broke a promise, so that it is never sent.
 
-    JSON must parse, a chat must keep its messages and tool calls, code must be free of syntax errors that were not
-    in its source, protected text must be there byte for byte, and verbatim spans must equal their source.
+    In text, JSON must parse, a chat must keep its messages and tool calls, and code must be free of syntax errors
+    that were not in its source. Protected text must be there byte for byte, and verbatim spans must equal theirs.
 
     Raises:
         ValidityError: Naming the document and the promise.
@@ -24,7 +24,7 @@ def check(result: Compressed) -> None:
     for document in result.documents:
         if document.text != sources[document.id or ""].text:
             _check_syntax(document, sources[document.id or ""])
-    if result.text != joined_text(result.documents):
+    if result.forms <= {"text"} and result.text != joined_text(result.documents):
         raise ValidityError("the output as a whole differs from its documents")
     _check_spans(result, sources)
     _check_protected(result)
@@ -52,7 +52,8 @@ def _check_json(document: Document, source: Document, content: Content) -> None:
 
 def _check_spans(result: Compressed, sources: dict[str, Document]) -> None:
     for part in result.parts:
-        if list(part.starts) != sorted(part.starts) or len(part.starts) != len(part.spans) or part.starts[:1] != (0,):
+        starts = part.source.starts
+        if list(starts) != sorted(starts) or len(starts) != len(part.spans) or starts[:1] != (0,):
             raise ValidityError("the spans do not tile the output")
         for piece in fragments_of(part):
             span = piece.span
@@ -64,7 +65,7 @@ def _check_spans(result: Compressed, sources: dict[str, Document]) -> None:
 
 def _check_protected(result: Compressed) -> None:
     kept: dict[str, list[tuple[int, int]]] = {}
-    for span in result.spans:
+    for span in (span for part in result.parts if isinstance(part, TextPart) for span in part.spans):
         if span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
             kept.setdefault(span.document_id, []).append((span.start, span.end))
     for source in result.sources:

@@ -79,7 +79,7 @@ class Context:
             InputError: If the offset is outside the text.
         """
         (part,) = self.compressed.parts
-        span = part.source_of(offset)
+        span = part.source.source_of(offset)
         return _moved(span, self.segments[span.document_id])
 
 

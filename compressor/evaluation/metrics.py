@@ -77,7 +77,7 @@ def _still_parses(source: Document, text: str) -> bool:
 def verbatim_text(result: Compressed) -> str:
     """Return what a result took from its sources, without the marks and separators that it wrote itself."""
     pieces = []
-    for part in result.parts:
+    for part in (part.source for part in result.parts):
         if not part.spans:
             pieces.append(part.text)
         for index, span in enumerate(part.spans):

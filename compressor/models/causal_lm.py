@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in one forward pass. On a CPU, passes of 512 to 4096 tokens cost the same for each token."""
 
 _HEAD_TOKENS = 512
@@ -79,7 +79,11 @@ class Tokens:
 
 
 def load_causal_lm(
-    name_or_path: str | os.PathLike[str], *, dtype: Dtype = "auto", device: str | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+    plain_rope: bool = False,
 ) -> CausalLM:
     """Load a model from this machine; repeated calls return the same object.
 
@@ -87,6 +91,7 @@ def load_causal_lm(
         name_or_path: A named model (``smollm2-135m``) or a Hugging Face folder with a ``tokenizer.json``.
         dtype: Number format of the weights. ``auto`` is bf16 where the processor computes in it, else fp32.
         device: A torch device; CUDA if there is one and None is given.
+        plain_rope: Switch off any scaling of the rotary frequencies that its configuration asks for.
 
     Raises:
         ModelNotFoundError: If it is not on this machine; the message names the command that pulls it.
@@ -97,7 +102,7 @@ def load_causal_lm(
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
     folder = model_path(name_or_path)
-    return _load_with(folder, weights_fingerprint(folder), dtype=dtype, device=device)
+    return _load_with(folder, weights_fingerprint(folder), dtype=dtype, device=device, plain_rope=plain_rope)
 
 
 def recent_causal_lm(name_or_path: str | os.PathLike[str]) -> CausalLM:
@@ -106,29 +111,35 @@ def recent_causal_lm(name_or_path: str | os.PathLike[str]) -> CausalLM:
     return _load_with(folder, recent_fingerprint(folder))
 
 
-def _load_with(folder: Path, fingerprint: str, *, dtype: Dtype = "auto", device: str | None = None) -> CausalLM:
+def _load_with(
+    folder: Path,
+    fingerprint: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+    plain_rope: bool = False,
+) -> CausalLM:
     try:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("scoring with a language model", "local") from error
+        raise MissingExtraError("a local language model", "local") from error
     chosen = device or best_device()
     number_format = str(best_dtype(torch.device(chosen).type)).removeprefix("torch.") if dtype == "auto" else dtype
-    return _load(folder.absolute(), fingerprint, number_format, chosen)
+    return _load(folder.absolute(), fingerprint, number_format, chosen, plain_rope)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, fingerprint: str, dtype: str, device: str) -> CausalLM:
+def _load(folder: Path, fingerprint: str, dtype: str, device: str, plain_rope: bool) -> CausalLM:
     import torch
 
-    network = _load_network(folder, getattr(torch, dtype), device)
+    network = _load_network(folder, getattr(torch, dtype), device, plain_rope=plain_rope)
     config = network.config.get_text_config()
     tokenizer = _load_tokenizer(folder)
     check_unchanged(folder, fingerprint)
     prefix = _prefix_id(tokenizer, config)
     if prefix is None:
         raise ModelError(f"the model in {folder} has neither a beginning-of-text nor an end-of-text token")
-    _check_head(network, prefix, folder)
     context = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
     return CausalLM(network, tokenizer, prefix, int(context), fingerprint, dtype, device)
 
@@ -139,13 +150,21 @@ def _prefix_id(tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int
     return found[0] if isinstance(found, list) else found
 
 
-def _load_network(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _load_network(folder: Path, dtype: torch.dtype, device: str, *, plain_rope: bool) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if plain_rope:
+            _unscale_rope(config.get_text_config())
         with quiet_loading():
             loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} holds no causal language model that can be loaded: {error}") from error
@@ -155,6 +174,12 @@ def _load_network(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMo
     return loaded
 
 
+def _unscale_rope(config: PretrainedConfig) -> None:
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    if theta is not None:
+        config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+
+
 def _load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -162,16 +187,20 @@ def _load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return parse_tokenizer(str(folder), file.read_bytes())
 
 
-def _check_head(network: PreTrainedModel, prefix: int, folder: Path) -> None:
+@functools.lru_cache(maxsize=16)
+def _check_head(lm: CausalLM) -> None:
     """Raise for architectures that scale or cap logits after the output layer: their surprisals would be wrong."""
     import torch
 
     with torch.inference_mode():
-        ids = torch.full((1, 4), prefix, device=network.device)
-        whole = network(ids, use_cache=False).logits.float()
-        parts = _head(network)(_hidden(network, ids)).float()
+        ids = torch.full((1, 4), lm.prefix_id, device=lm.device)
+        whole = lm.model(ids, use_cache=False).logits.float()
+        parts = _head(lm.model)(_hidden(lm.model, ids)).float()
     if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0.02, atol=0.05):
-        raise ModelError(f"the model in {folder} changes its logits after the output layer, which is not supported")
+        kind = lm.model.config.model_type
+        raise ModelError(
+            f"models of type {kind!r} change their logits after the output layer, which scoring does not support"
+        )
 
 
 def _hidden(network: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -250,7 +279,9 @@ def self_information(
 
     Raises:
         ConfigError: If ``window`` or ``overlap`` make no sense.
+        ModelError: If the model scales or caps its logits.
     """
+    _check_head(lm)
     size = min(window or lm.context_length, lm.context_length)
     again = size // 2 if overlap is None else overlap
     if size < 1 or not 0 <= again < size:
@@ -260,7 +291,7 @@ def self_information(
         _Row(index, *cut) for index, ids in enumerate(arrays) for cut in windows(len(ids), window=size, overlap=again)
     ]
     results = [np.empty(len(ids), dtype=np.float32) for ids in arrays]
-    limit = _BATCH_TOKENS["cuda" if lm.device.startswith("cuda") else "cpu"]
+    limit = BATCH_TOKENS["cuda" if lm.device.startswith("cuda") else "cpu"]
     lengths = [row.end - row.start for row in rows]
     for places in equal_width_batches(lengths, longest=lm.context_length, max_tokens=limit):
         batch = [rows[place] for place in places]

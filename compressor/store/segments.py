@@ -25,6 +25,7 @@ from kompakt.compressor.types import (
     Document,
     Kind,
     Outcome,
+    Part,
     Span,
     StageTrace,
     Status,
@@ -129,7 +130,8 @@ def _make(compressor: Compressor, like: Request, missing: Mapping[bytes, Documen
         {
             key: encode_segment(result)
             for key, result in made.items()
-            if result.outcome.status is not Status.PASSED_THROUGH
+            # of vectors, the store has each segment already
+            if result.outcome.status is not Status.PASSED_THROUGH and result.forms <= {"text"}
         }
     )
     return made
@@ -205,7 +207,7 @@ def find_segments(
 def encode_segment(result: Compressed) -> bytes:
     """Return the result of one document as bytes."""
     spans = [span for part in result.parts for span in part.spans]
-    starts = [start for part in result.parts for start in part.starts]
+    starts = [start for part in result.parts for start in part.source.starts]
     row = {
         "text": result.text,
         "starts": starts,
@@ -301,8 +303,11 @@ def _renamed(result: Compressed, document: Document) -> Compressed:
     if _is_of(result, document):
         return result
     name = document.id or ""
-    parts = tuple(
-        replace(part, spans=tuple(replace(span, document_id=name) for span in part.spans)) for part in result.parts
-    )
+    parts = tuple(_part_renamed(part, name) for part in result.parts)
     documents = tuple(replace(document, text=kept.text, protected=kept.protected) for kept in result.documents)
     return replace(result, parts=parts, documents=documents, sources=(document,))
+
+
+def _part_renamed(part: Part, name: str) -> Part:
+    source = replace(part.source, spans=tuple(replace(span, document_id=name) for span in part.spans))
+    return source if isinstance(part, TextPart) else replace(part, source=source)

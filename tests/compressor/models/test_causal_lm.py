@@ -49,7 +49,7 @@ def test_a_batch_equals_its_sequences_alone(tiny):
 def test_small_batches_and_chunks_change_nothing(tiny, monkeypatch):
     ids = sequences([5, 20, 11, 24, 3, 24])
     expected = self_information(tiny, ids)
-    monkeypatch.setattr(causal_lm, "_BATCH_TOKENS", {"cpu": 10, "cuda": 10})
+    monkeypatch.setattr(causal_lm, "BATCH_TOKENS", {"cpu": 10, "cuda": 10})
     monkeypatch.setattr(causal_lm, "_HEAD_TOKENS", 5)
     monkeypatch.setattr(causal_lm, "_NORMALISER_TOKENS", 2)
     for a, b in zip(self_information(tiny, ids), expected, strict=True):

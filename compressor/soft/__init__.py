@@ -1,0 +1,1 @@
+"""Compressors whose output is embeddings: one file a method."""
