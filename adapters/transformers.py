@@ -2,54 +2,85 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, Literal
 
+from kompakt.adapters._decoding import Answers, Reading, Sampling, chooser, passes, read
+from kompakt.adapters._placement import Placed, place
 from kompakt.compressor.backend import Generation, Likelihood, Prompt
-from kompakt.compressor.errors import InputError, ModelError
-from kompakt.compressor.models.causal_lm import CausalLM, Dtype, load_causal_lm
+from kompakt.compressor.errors import ConfigError, InputError, ModelError
+from kompakt.compressor.models.causal_lm import CausalLM, Dtype, load_causal_lm, scales_rope
 from kompakt.compressor.models.encodings import checked
 from kompakt.compressor.models.locate import model_path
 from kompakt.compressor.models.tokenizers import FileTokenizer, Tokenizer
-from kompakt.compressor.types import Form, Part, TextPart
+from kompakt.compressor.parts import CachePart, EmbedsPart, Form, Part, TextPart
 
 if TYPE_CHECKING:
     import torch
-    from transformers import DynamicCache, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Sampling", "TransformersBackend"]
 
 _CONTENT: Final = "\u241fkompakt content\u241f"
 """Stands for the message while the chat format is written around it."""
 
+_BATCH_POSITIONS: Final = 16384
+"""Positions of prompts that are read at once, padding included."""
+
 
 @dataclass(frozen=True)
 class TransformersBackend:
-    """A causal language model on this machine; it owns the position of every token of a prompt.
+    """A causal language model on this machine, which reads text, embeddings and key-value caches.
 
-    Text of the caller that spells a special token stays text: only the chat format writes special tokens.
+    It owns the position of everything in a prompt: parts and text stand one behind the other, and take the next
+    positions unless a part says otherwise. Text of the caller that spells a special token stays text: only the chat
+    format writes special tokens.
 
     Args:
         model: A named model or the folder of one.
         dtype: Number format of the weights; ``auto`` is bf16 where the processor computes in it, else fp32.
         device: A torch device; CUDA if there is one and None is given.
+        adapter: Folder of a checkpoint whose adapter belongs to the decoder, as with AutoCompressor.
+        plain_rope: Switch off any scaling of the rotary frequencies, as ARC-Encoder's decoders do.
+        on_mismatch: What to do with a part that was made for another decoder: ``raise``, or read the ``text`` that it
+            stands for, which the answer's notes then say.
+        begins: Whether a text to be continued begins with the model's token for the beginning of a text.
 
     Raises:
         ModelNotFoundError: If the model is not on this machine.
         MissingExtraError: If the extra ``local`` is not installed.
         ModelError: If it cannot be used.
+        ConfigError: If an option makes no sense.
     """
 
     model: str | os.PathLike[str] = "smollm2-135m"
     dtype: Dtype = "auto"
     device: str | None = None
+    adapter: str | os.PathLike[str] | None = None
+    plain_rope: bool = False
+    on_mismatch: Literal["raise", "text"] = "raise"
+    begins: bool = True
     _lm: CausalLM = field(init=False, repr=False, compare=False)
+    _space: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_lm", load_causal_lm(self.model, dtype=self.dtype, device=self.device))
+        if self.on_mismatch not in ("raise", "text"):
+            raise ConfigError(f"on_mismatch must be 'raise' or 'text', got {self.on_mismatch!r}")
+        lm = load_causal_lm(self.model, dtype=self.dtype, device=self.device, plain_rope=self.plain_rope)
+        from kompakt.compressor.soft.adapted import load_adapted
+        from kompakt.compressor.soft.checkpoint import space_of
+
+        plain = self.plain_rope and scales_rope(model_path(self.model))
+        space = space_of(lm.fingerprint, plain_rope=plain)
+        if self.adapter is not None:
+            lm, space = load_adapted(lm, self.adapter, plain_rope=plain)
+        object.__setattr__(self, "_lm", lm)
+        object.__setattr__(self, "_space", space)
 
     @property
     def name(self) -> str:
@@ -57,14 +88,19 @@ class TransformersBackend:
         return os.fspath(self.model)
 
     @property
+    def space(self) -> str:
+        """What the parts that it reads must name as their decoder."""
+        return self._space
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over the model's files, with the number format."""
-        return f"{self._lm.fingerprint} {self._lm.dtype}"
+        """SHA-256 over the model's files, with the number format and what else decides its answers."""
+        return f"{self._space} {self._lm.dtype}" + ("" if self.begins else " without beginning")
 
     @property
     def accepts(self) -> frozenset[Form]:
-        """Text."""
-        return frozenset({"text"})
+        """Text, and embeddings and caches of its own space."""
+        return frozenset({"text", "embeds", "cache"})
 
     @property
     def max_positions(self) -> int:
@@ -76,45 +112,211 @@ class TransformersBackend:
         """The model's tokenizer."""
         return FileTokenizer(self.name, (model_path(self.model) / "tokenizer.json").read_bytes())
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: int, targets: Sequence[str] = ()) -> Generation:
-        """Answer a prompt, always with the most probable token; the prompt is read once for answer and targets.
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        targets: Sequence[str] = (),
+        sampling: Sampling | None = None,
+    ) -> Generation:
+        """Answer a prompt; it is read once for answer and targets.
 
         Args:
             prompt: What to read.
             max_new_tokens: The most tokens of the answer; 0 for none.
             targets: Texts whose probability as the answer is wanted too, their end not included.
+            sampling: How tokens are drawn; the most probable one always if None.
 
         Raises:
-            InputError: If prompt and answer exceed the context length, a target is empty, a part is not text, or a
-                text holds a lone surrogate.
+            InputError: If prompt and answer exceed the context length, a part is not for this decoder, a target is
+                empty, or a text holds a lone surrogate.
         """
+        import torch
+
         began = time.perf_counter()
         encoded = [self._plain_ids(target) for target in targets]
         if not all(encoded):
             raise InputError("a target must hold at least one token, got an empty text")
-        ids = self._encode(prompt, reserved=max([max_new_tokens, *map(len, encoded)]))
-        # a chat may be answered by silence, but a text that is to be continued goes on
-        prefill = self._prefill(ids, may_end=prompt.is_chat)
-        seconds_to_first = time.perf_counter() - began
-        likelihoods = tuple(self._score(prefill, len(ids), target) for target in encoded)
-        answer, rate = self._decode(prefill, len(ids), max_new_tokens, prompt.stop)
-        text = self._text(answer).partition(prompt.stop)[0] if prompt.stop else self._text(answer)
-        return Generation(text.strip(), len(ids), len(answer), seconds_to_first, rate, likelihoods)
+        placed = self._place(prompt, reserved=max([max_new_tokens, *map(len, encoded)]))
+        with torch.inference_mode():
+            reading = read(self._lm.model, [placed])
+            choose = chooser(sampling)
+            # the number waits for the device, so that the time until here is the time to the first token
+            int(reading.logits.argmax())
+            seconds_to_first = time.perf_counter() - began
+            likelihoods = tuple(_score(reading, target) for target in encoded)
+            began = time.perf_counter()
+            answers = self._answers(reading, [prompt], [placed], max_new_tokens, choose)
+            for _ in answers:
+                continue
+        seconds = time.perf_counter() - began
+        return self._generation(prompt, placed, answers.tokens[0], seconds_to_first, seconds, likelihoods)
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[Generation]:
+        """Answer prompts of any lengths together, in their order; see ``generate``.
+
+        Times are those of the batch that a prompt was in.
+        """
+        placed = [self._place(prompt, reserved=max_new_tokens) for prompt in prompts]
+        results: dict[int, Generation] = {}
+        for places in _batches([one.n_positions for one in placed]):
+            own = [prompts[place] for place in places]
+            made = self._generate_together(own, [placed[place] for place in places], max_new_tokens, sampling)
+            results.update(zip(places, made, strict=True))
+        return [results[place] for place in range(len(prompts))]
+
+    def _generate_together(
+        self, prompts: Sequence[Prompt], placed: Sequence[Placed], max_new_tokens: int, sampling: Sampling | None
+    ) -> list[Generation]:
+        import torch
+
+        began = time.perf_counter()
+        with torch.inference_mode():
+            reading = read(self._lm.model, placed)
+            int(reading.logits[0].argmax())
+            seconds_to_first = time.perf_counter() - began
+            began = time.perf_counter()
+            answers = self._answers(reading, prompts, placed, max_new_tokens, chooser(sampling))
+            for _ in answers:
+                continue
+        seconds = time.perf_counter() - began
+        return [
+            self._generation(prompt, one, tokens, seconds_to_first, seconds, ())
+            for prompt, one, tokens in zip(prompts, placed, answers.tokens, strict=True)
+        ]
+
+    def stream(self, prompt: Prompt, *, max_new_tokens: int, sampling: Sampling | None = None) -> Iterator[str]:
+        """Answer a prompt piece by piece; joined, the pieces are the answer. See ``generate``."""
+        import torch
+
+        placed = self._place(prompt, reserved=max_new_tokens)
+        with torch.inference_mode():
+            reading = read(self._lm.model, [placed])
+        answers = iter(self._answers(reading, [prompt], [placed], max_new_tokens, chooser(sampling)))
+        sent = ""
+        tokens: list[int] = []
+        while True:
+            with torch.inference_mode():
+                step = next(answers, None)
+            if step is None:
+                break
+            tokens = step[0]
+            ready = _settled(self._answer_text(tokens, prompt.stop), prompt.stop)
+            if len(ready) > len(sent):
+                yield ready[len(sent) :]
+                sent = ready
+        rest = self._answer_text(tokens, prompt.stop)[len(sent) :]
+        if rest:
+            yield rest
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """Return what follows each position of each prompt: logits ``[T, V]``, vectors' positions included.
+
+        Of a prompt with caches, only the positions behind the last one. Gradients flow to vectors that want them.
+
+        Raises:
+            InputError: As ``generate``.
+        """
+        placed = [self._place(prompt, reserved=0) for prompt in prompts]
+        return [output.logits[0] for output in passes(self._lm.model, placed)]
+
+    def hidden(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """Return the states of each prompt after the embeddings and after each layer, ``[L + 1, T, D]``.
+
+        The last is after the final normalisation. Of a prompt with caches, only the positions behind the last one.
+
+        Raises:
+            InputError: As ``generate``.
+        """
+        import torch
+
+        placed = [self._place(prompt, reserved=0) for prompt in prompts]
+        outputs = passes(self._lm.model, placed, output_hidden_states=True)
+        return [torch.stack([states[0] for states in output.hidden_states]) for output in outputs]
+
+    def _answers(
+        self,
+        reading: Reading,
+        prompts: Sequence[Prompt],
+        placed: Sequence[Placed],
+        max_new_tokens: int,
+        choose: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Answers:
+        def is_enough(row: int, tokens: list[int]) -> bool:
+            stop = prompts[row].stop
+            return bool(stop) and stop in self._text(tokens)
+
+        seen = [one.token_ids for one in placed]
+        return Answers(reading, choose, self._stops, max_new_tokens, is_enough, seen)
+
+    def _generation(
+        self,
+        prompt: Prompt,
+        placed: Placed,
+        tokens: Sequence[int],
+        seconds_to_first: float,
+        seconds: float,
+        likelihoods: tuple[Likelihood, ...],
+    ) -> Generation:
+        return Generation(
+            self._answer_text(tokens, prompt.stop).strip(),
+            placed.n_positions,
+            len(tokens),
+            seconds_to_first,
+            (len(tokens) - 1) / seconds if len(tokens) > 1 and seconds else 0.0,
+            likelihoods,
+            tuple(tokens),
+            placed.notes,
+        )
 
     def _plain_ids(self, text: str) -> list[int]:
         return list(self._lm.tokenizer.encode(checked(text), add_special_tokens=False).ids)
 
-    def _encode(self, prompt: Prompt, *, reserved: int) -> list[int]:
-        content = prompt.before + "".join(_text_of(part) for part in prompt.parts) + prompt.after
-        body = self._plain_ids(content)
+    def _place(self, prompt: Prompt, *, reserved: int) -> Placed:
+        notes: list[str] = []
+        parts = [self._readable(part, notes) for part in prompt.parts]
         head, tail = self._chat_format if prompt.is_chat else (None, None)
-        ids = [self._lm.prefix_id, *body] if head is None or tail is None else [*head, *body, *tail]
-        if len(ids) + reserved > self._lm.context_length:
+        if head is None or tail is None:
+            head, tail = [self._lm.prefix_id] if self.begins else [], []
+        items: list[list[int] | EmbedsPart | CachePart] = [head]
+        # neighbouring texts are one, so that tokens reach over their borders
+        for is_text, group in groupby([prompt.before, *parts, prompt.after], key=lambda one: isinstance(one, str)):
+            if is_text:
+                items.append(self._plain_ids("".join(str(one) for one in group)))
+            else:
+                items += [one for one in group if not isinstance(one, str)]
+        placed = place([*items, tail], self._lm, notes=notes)
+        if placed.next_position + reserved > self._lm.context_length:
             raise InputError(
-                f"the prompt has {len(ids)} positions and the answer may have {reserved}: "
+                f"the prompt has {placed.next_position} positions and the answer may have {reserved}: "
                 f"{self.name} reads at most {self._lm.context_length}"
             )
-        return ids
+        if not placed.steps or isinstance(placed.steps[-1], CachePart):
+            raise InputError("a prompt must end in text or embeddings, of which the model says what follows")
+        return placed
+
+    def _readable(self, part: Part, notes: list[str]) -> str | EmbedsPart | CachePart:
+        """Return a part as this decoder reads it.
+
+        Raises:
+            InputError: If it cannot, and is not to read the text instead.
+        """
+        if isinstance(part, TextPart):
+            return part.text
+        if not isinstance(part, (EmbedsPart, CachePart)):
+            raise InputError(f"this backend reads text, embeddings and caches, got a {type(part).__name__}")
+        from kompakt.compressor.soft.adapted import why_unreadable
+
+        reason = why_unreadable(part, self._lm, self._space)
+        if not reason:
+            return part
+        if self.on_mismatch == "raise":
+            raise InputError(f"{self.name} cannot read a part: {reason}")
+        notes.append(f"read as text: {reason}")
+        return part.source.text
 
     @cached_property
     def _chat_format(self) -> tuple[list[int] | None, list[int] | None]:
@@ -140,87 +342,48 @@ class TransformersBackend:
     @cached_property
     def _stops(self) -> frozenset[int]:
         """Tokens that end an answer."""
-        configured = [self._lm.model.config.eos_token_id]
+        configured = [self._lm.model.config.get_text_config().eos_token_id]
         if self._lm.model.generation_config is not None:
             configured.append(self._lm.model.generation_config.eos_token_id)
         flat = [item for one in configured for item in (one if isinstance(one, list) else [one])]
         return frozenset({item for item in flat if item is not None} | {self._lm.prefix_id})
 
-    def _prefill(self, ids: Sequence[int], *, may_end: bool) -> _Prefill:
-        import torch
-        from transformers import DynamicCache
-
-        with torch.inference_mode():
-            # with the configuration, layers with a sliding window would forget what a rollback needs
-            cache = DynamicCache()
-            logits = self._forward(ids, cache, start=0, n_logits=1)
-            # the number waits for the device, so that the time until here is the time to the first token
-            return _Prefill(cache, logits[-1], self._most_probable(logits[-1], may_end=may_end))
-
-    def _most_probable(self, logits: torch.Tensor, *, may_end: bool) -> int:
-        if not may_end:
-            logits = logits.clone()
-            logits[list(self._stops)] = -math.inf
-        return int(logits.argmax())
-
-    def _forward(self, ids: Sequence[int], cache: DynamicCache, *, start: int, n_logits: int) -> torch.Tensor:
-        """Read tokens at positions ``start`` onwards; return the last ``n_logits`` rows of logits ``[n, V]``."""
-        import torch
-
-        device = self._lm.device
-        logits: torch.Tensor = self._lm.model(
-            torch.tensor([list(ids)], device=device),
-            position_ids=torch.arange(start, start + len(ids), device=device)[None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=n_logits,
-        ).logits[0]
-        return logits
-
-    def _score(self, prefill: _Prefill, n_prompt: int, target: Sequence[int]) -> Likelihood:
-        import torch
-
-        with torch.inference_mode():
-            rows = [prefill.logits[None]]
-            if len(target) > 1:
-                rows.append(self._forward(target[:-1], prefill.cache, start=n_prompt, n_logits=0))
-                prefill.cache.crop(1 - len(target))
-            log_p = torch.log_softmax(torch.cat(rows).float(), dim=-1)
-            chosen = log_p.gather(1, torch.tensor(target, device=log_p.device)[:, None])
-        return Likelihood(float(chosen.double().sum()), len(target))
-
-    def _decode(self, prefill: _Prefill, n_prompt: int, max_new_tokens: int, stop: str) -> tuple[list[int], float]:
-        """Return the tokens of the answer, and how many a second came after the first."""
-        import torch
-
-        answer: list[int] = []
-        token = prefill.first
-        began = time.perf_counter()
-        with torch.inference_mode():
-            while len(answer) < max_new_tokens and token not in self._stops:
-                answer.append(token)
-                if len(answer) == max_new_tokens or (stop and stop in self._text(answer)):
-                    break
-                start = n_prompt + len(answer) - 1
-                token = int(self._forward([token], prefill.cache, start=start, n_logits=1)[-1].argmax())
-        elapsed = time.perf_counter() - began
-        return answer, (len(answer) - 1) / elapsed if len(answer) > 1 else 0.0
+    def _answer_text(self, tokens: Sequence[int], stop: str) -> str:
+        text = self._text(tokens)
+        return text.partition(stop)[0] if stop else text
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._lm.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
 
-@dataclass(frozen=True)
-class _Prefill:
-    """A prompt that has been read: its cache, the logits of what comes next ``[V]``, and its most probable token."""
+def _score(reading: Reading, target: Sequence[int]) -> Likelihood:
+    import torch
 
-    cache: DynamicCache
-    logits: Any
-    first: int
+    ids = torch.tensor([target], device=reading.logits.device)
+    rows = [reading.logits]
+    if len(target) > 1:
+        rows.append(reading.advance(ids[:, :-1], n_logits=0)[0])
+        reading.forget(len(target) - 1)
+    log_p = torch.log_softmax(torch.cat(rows).float(), dim=-1)
+    chosen = log_p.gather(1, ids[0][:, None])
+    return Likelihood(float(chosen.double().sum()), len(target))
 
 
-def _text_of(part: Part) -> str:
-    if isinstance(part, TextPart):
-        return part.text
-    raise InputError(f"this backend reads text, got a {type(part).__name__}")
+def _settled(text: str, stop: str) -> str:
+    """Return the beginning of an answer that no later token can change: no half character, no half stop."""
+    text = text.rstrip("\ufffd")
+    held = next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    return text[: len(text) - held] if held else text
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Group prompts of similar lengths, the longest first, so that little is padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > _BATCH_POSITIONS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

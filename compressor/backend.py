@@ -61,6 +61,8 @@ class Generation:
         seconds_to_first: From the call to the first token of the answer.
         tokens_per_second: Rate of the tokens after the first; 0 if there is none.
         likelihoods: How probable each of the targets was as the answer; None if the backend cannot tell.
+        token_ids: The tokens of the answer; empty if the backend does not tell.
+        notes: What was not done as asked, and why, such as a part that was read as text.
     """
 
     text: str
@@ -69,6 +71,8 @@ class Generation:
     seconds_to_first: float
     tokens_per_second: float
     likelihoods: tuple[Likelihood, ...] | None = None
+    token_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

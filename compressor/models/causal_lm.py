@@ -171,7 +171,20 @@ def _load_network(folder: Path, dtype: torch.dtype, device: str, *, plain_rope: 
     # the stubs of transformers describe this method as a function of the class
     loaded.to(device)  # type: ignore[arg-type]
     loaded.eval()  # type: ignore[no-untyped-call]
+    loaded.requires_grad_(False)
     return loaded
+
+
+def scales_rope(folder: Path) -> bool:
+    """Tell whether a model's configuration asks for a scaling of the rotary frequencies."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the configuration in {folder} cannot be read: {error}") from error
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return bool(parameters.get("rope_type", "default") != "default")
 
 
 def _unscale_rope(config: PretrainedConfig) -> None:

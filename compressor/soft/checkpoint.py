@@ -102,8 +102,8 @@ class Checkpoint:
         return path
 
 
-def read_checkpoint(folder: str | os.PathLike[str], method: str) -> Checkpoint:
-    """Read a checkpoint of a method.
+def read_checkpoint(folder: str | os.PathLike[str], method: str | None = None) -> Checkpoint:
+    """Read a checkpoint, of a given method or of any.
 
     Raises:
         ModelNotFoundError: If there is none.
@@ -116,13 +116,19 @@ def read_checkpoint(folder: str | os.PathLike[str], method: str) -> Checkpoint:
             f"{root} has the schema version {settings.get('schema_version')!r}; this version of kompakt reads "
             f"{SCHEMA_VERSION}"
         )
-    if settings.get("method") != method:
+    if method is not None and settings.get("method") != method:
         raise ModelError(f"{root} holds weights of {settings.get('method')!r}, not of {method!r}")
     try:
         models = {role: ModelReference(**reference) for role, reference in settings["models"].items()}
         tensors = load_file(root / WEIGHTS_FILE)
         return Checkpoint(
-            method, settings["settings"], models, tensors, settings["made_from"], root, weights_fingerprint(root)
+            settings["method"],
+            settings["settings"],
+            models,
+            tensors,
+            settings["made_from"],
+            root,
+            weights_fingerprint(root),
         )
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"the checkpoint {root} is damaged: {error!r}") from error
