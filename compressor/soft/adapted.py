@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Final
 
 from kompakt.compressor.errors import ModelError
 from kompakt.compressor.models.causal_lm import CausalLM
@@ -11,6 +12,9 @@ from kompakt.compressor.parts import CachePart, EmbedsPart
 from kompakt.compressor.soft.checkpoint import read_checkpoint, space_of
 from kompakt.compressor.soft.decoder import NO_POSITION, body_of, check_reads_embeddings, shared_copy
 from kompakt.compressor.soft.lora import Lora, adapter_parameters, check_tensors, with_adapter
+
+_OF_THE_DECODER: Final = frozenset({"auto-compressor"})
+"""Methods whose adapter belongs to the decoder too; the others' is the encoder's alone."""
 
 
 def why_unreadable(part: EmbedsPart | CachePart, lm: CausalLM, space: str) -> str:
@@ -70,6 +74,11 @@ def load_adapted(lm: CausalLM, checkpoint: str | os.PathLike[str], *, plain_rope
     lora = Lora.from_json(weights.settings.get("lora", dataclasses.asdict(Lora(rank=0))))
     if not lora.rank:
         raise ModelError(f"the checkpoint {weights.folder} has no adapter: name its decoder as the model instead")
+    if weights.method not in _OF_THE_DECODER:
+        raise ModelError(
+            f"the adapter of the checkpoint {weights.folder} is not the decoder's: {weights.method!r} leaves its "
+            "decoder as it is, so read its output without adapter="
+        )
     if weights.models["base"].fingerprint != lm.fingerprint:
         raise ModelError(
             f"the checkpoint {weights.folder} was made for the model {weights.models['base'].name!r} with the "
@@ -81,6 +90,8 @@ def load_adapted(lm: CausalLM, checkpoint: str | os.PathLike[str], *, plain_rope
     check_tensors({name: tuple(value.shape) for name, value in own.items()}, given, str(weights.folder))
     for name, parameter in own.items():
         parameter.data = given[name].to(body.device, body.dtype)
+        # a reader is not trained, and its results would keep all that they were computed from
+        parameter.requires_grad_(False)
     whole = shared_copy(lm.model)
     setattr(whole, whole.base_model_prefix, body)
     space = space_of(lm.fingerprint, plain_rope=plain_rope, adapter=weights.fingerprint)

@@ -264,8 +264,25 @@ class AutoCompressor(SlotEncoder):
         return space_of(base.fingerprint, plain_rope=base.plain_rope, adapter=self.weights.fingerprint)
 
     def cut(self, n_tokens: int, rate: float) -> list[int]:
-        """Return segments of nearly equal lengths, so that each vector stands for at most ``rate`` tokens."""
-        return balanced(n_tokens, int(rate * self._n_slots))
+        """Return segments of nearly equal lengths, so that each vector stands for at most ``rate`` tokens.
+
+        They are shorter where the model would not read a segment, its summary slots and the vectors before it.
+        """
+        most = int(rate * self._n_slots)
+        while True:
+            lengths = balanced(n_tokens, most)
+            others = self._other_positions(len(lengths))
+            if most == 1 or max(lengths) + others <= self.lm.context_length or others >= self.lm.context_length:
+                return lengths
+            most = max(1, max(lengths) - 1 - max(lengths) // 16)
+
+    def _other_positions(self, n_segments: int) -> int:
+        """Return the positions of slots and vectors beside the tokens of the last segment."""
+        if self.placement == "none":
+            return 0
+        if not self.is_sequential:
+            return self._n_slots
+        return self._n_slots * (n_segments if self.accumulates else min(n_segments, 2))
 
     def n_vectors(self, n_tokens: int, rate: float) -> int:
         """Return the number of summary vectors, whatever the segment's length."""

@@ -75,7 +75,7 @@ class ExtensibleTokenization(SlotEncoder):
 
     def pieces(self, n_tokens: int) -> list[int]:
         """Return the lengths of the chunks: each may have its own rate."""
-        return windows(n_tokens, int(self.settings["chunk_tokens"]))
+        return windows(n_tokens, min(int(self.settings["chunk_tokens"]), self.lm.context_length))
 
     def cut(self, n_tokens: int, rate: float) -> list[int]:
         """Return a chunk as one segment."""

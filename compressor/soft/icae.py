@@ -90,7 +90,8 @@ class ICAE(SlotEncoder):
 
     def cut(self, n_tokens: int, rate: float) -> list[int]:
         """Return segments of nearly equal lengths, so that each slot stands for at most ``rate`` tokens."""
-        return balanced(n_tokens, int(rate * self._n_slots))
+        room = max(1, self.lm.context_length - self._n_slots)
+        return balanced(n_tokens, min(int(rate * self._n_slots), room))
 
     def n_vectors(self, n_tokens: int, rate: float) -> int:
         """Return the number of slots, whatever the segment's length."""
