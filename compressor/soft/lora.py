@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
 from kompakt.compressor.soft.decoder import shared_copy
@@ -22,7 +23,7 @@ class Lora:
     Args:
         rank: Width of the bottleneck; 0 for no adapter.
         alpha: The update is scaled by ``alpha / rank``.
-        targets: Names of the linear layers that have one; empty for all.
+        targets: Names of the linear layers that have one; empty for all, as for a model that has none of these names.
         dropout: Share of the inputs that is dropped in training.
     """
 
@@ -58,12 +59,14 @@ def with_adapter(body: PreTrainedModel, lora: Lora) -> PreTrainedModel:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtraError("an adapter", "local") from error
+    names = {name.rpartition(".")[2] for name, _ in adapted.named_modules()}
     trainable = [parameter.requires_grad for parameter in body.parameters()]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or "all-linear",
+        target_modules=sorted(names & set(lora.targets)) or "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in adapted.modules()),
     )
     try:
         inject_adapter_in_model(config, adapted)
