@@ -324,6 +324,8 @@ class _Run:
     def next_request(self, stages: Sequence[Stage], position: int) -> Request:
         documents = self.current.documents if self.current else self.request.documents
         n_tokens = self.current.tokens_after if self.current else self.tokens_before
+        if len(stages) == 1:  # a fraction says more than the number of tokens that it comes to
+            return self.request
         is_last = position == len(stages) - 1
         is_soft = stages[position].compressor.removes == "redundancy" and not is_last
         budget = Budget(self.max_tokens if is_soft or is_last else self._stage_budget(stages[position:], n_tokens))
