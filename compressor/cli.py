@@ -272,3 +272,49 @@ def pull_models(
     from kompakt.compressor.cli_models import pull_all
 
     pull_all(names, source, force=force)
+
+
+@models_app.command("convert")
+def convert_weights(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="auto-compressor, arc-encoder or icae.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="What the authors released, on this machine.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the checkpoint goes; new or empty.")],
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="icae: the model that the weights were trained for.")
+    ] = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="arc-encoder: a decoder; repeatable, in the order of the release."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="A folder with the tokenizer.json that the release lacks.")
+    ] = None,
+    encoder_config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="arc-encoder: params.json or config.json of the model behind the encoder."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(metavar="N", help="icae: the adapter's scale, 32 if not given.")
+    ] = None,
+    marker: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="icae: ft for fine-tuned weights, ae, lm or none."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a checkpoint of weights that the authors of a method released."""
+    del debug
+    from kompakt.compressor.models.official.convert import convert
+
+    path = convert(
+        method,
+        source,
+        folder,
+        base=base,
+        decoders=decoder or (),
+        tokenizer=tokenizer,
+        encoder_config=encoder_config,
+        alpha=alpha,
+        marker=marker,
+    )
+    typer.echo(f"{method}: converted, {path}")

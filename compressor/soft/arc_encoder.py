@@ -201,6 +201,7 @@ class ARCEncoder(SlotEncoder):
         "chunk_tokens": 1024,
         "n_truncated_layers": 2,
         "special": "cont",
+        "specials": ["cont", "rec"],
         "heads": [],
     }
 
@@ -265,6 +266,8 @@ class ARCEncoder(SlotEncoder):
         name = self.special or str(self.settings["special"])
         if name == "none":
             return None
+        if name not in self.settings["specials"]:
+            raise ConfigError(f"{self.checkpoint} has no vector {name!r}: use special='none'")
         head = self._head
         with torch.no_grad():
             mapped: torch.Tensor = head.bridge(head.cont_token if name == "cont" else head.rec_token)

@@ -1,4 +1,4 @@
-"""Checkpoints of soft compressors: a folder with ``kompakt.json`` and ``weights.safetensors``."""
+"""Checkpoints of soft compressors: a folder with ``checkpoint.json`` and ``weights.safetensors``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kompakt.compressor.errors import ConfigError, ModelError, ModelNotFoundErro
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
 
 SCHEMA_VERSION: Final = 1
-SETTINGS_FILE: Final = "kompakt.json"
+SETTINGS_FILE: Final = "checkpoint.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from soft_parts import CONTEXT
+from soft_parts import CONTEXT, assert_close
 from soft_references import auto_compressor as reference
 from soft_references import lora
 
@@ -17,7 +17,6 @@ from kompakt.compressor.soft.decoder import load_decoder
 from kompakt.compressor.soft.lora import Lora
 
 SLOTS = 3
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def randomised(module):
@@ -99,9 +98,9 @@ def test_forward_equals_the_reference(base, opt_base, family, accumulate, segmen
                 labels=labels,
             )
         seen = torch.ones_like(ids).bool() if mask is None else mask.bool()
-        torch.testing.assert_close(made.logits[seen], expected[0][seen], **TOLERANCE)
-        torch.testing.assert_close(made.softprompt, expected[1], **TOLERANCE)
-        torch.testing.assert_close(made.loss, expected[2], **TOLERANCE)
+        assert_close(made.logits[seen], expected[0][seen])
+        assert_close(made.softprompt, expected[1])
+        assert_close(made.loss, expected[2])
 
 
 def test_gradients_flow_through_all_segments_to_what_is_trained_alone(base):
@@ -169,7 +168,7 @@ def test_the_compressor_gives_the_vectors_of_the_reference(compressor, text):
             family, weights, encoder.lm.model.config, ids, None, lengths, output_softprompt=True
         )
     assert len(lengths) > 2
-    torch.testing.assert_close(result.parts[0].vectors, expected[0], **TOLERANCE)
+    assert_close(result.parts[0].vectors, expected[0])
     assert result.parts[0].placement == ("none" if family == "opt" else "contiguous")
 
 
@@ -189,7 +188,7 @@ def test_the_adapted_decoder_reads_what_the_reference_reads(compressor, text):
         expected, _, _ = reference.forward(
             family, weights, encoder.lm.model.config, ids, None, None, softprompt=result.parts[0].vectors[None]
         )
-    torch.testing.assert_close(logits[-ids.shape[1] :], expected[0], **TOLERANCE)
+    assert_close(logits[-ids.shape[1] :], expected[0])
 
 
 def test_a_base_without_the_adapter_is_another_decoder(compressor, text):
@@ -211,7 +210,7 @@ def test_a_recurrent_memory_keeps_the_last_summary(base, text, small_settings, m
     assert result.parts[0].source.text == f"{text}\n\n{text[::-1]}"
     first = recurrent.compress(text, keep=0.5, tokenizer=tokenizer)
     second = recurrent.compress(text[::-1], keep=0.5, tokenizer=tokenizer, state=first.state)
-    torch.testing.assert_close(second.parts[0].vectors, result.parts[0].vectors, **TOLERANCE)
+    assert_close(second.parts[0].vectors, result.parts[0].vectors)
 
 
 def test_segments_get_shorter_where_the_model_would_not_read_them(base, small_settings):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from soft_parts import assert_close
 from soft_references import compllm, extensible_tokenization, icae, lora
 from tiny_models import save_model
 
@@ -11,7 +12,6 @@ from kompakt import ConfigError, load
 from kompakt.compressor.models.tokenizers import load_tokenizer
 from kompakt.compressor.parts import EmbedsPart
 
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 TEXT = "the treaty of 1492 was signed by the river, and nobody knew why it took so long. " * 3
 LENGTHS = [1, 3, 19, 20, 21, 47]
 
@@ -58,7 +58,7 @@ def test_compllm_equals_its_reference(made, rate, segment_tokens):
         expected = compllm.document_vectors(
             weights, config, ids_of(encoder, text), segment_tokens, rate, 0, linear.weight, linear.bias
         )
-        torch.testing.assert_close(run, expected.detach(), **TOLERANCE)
+        assert_close(run, expected.detach())
 
 
 def encode_texts(encoder, texts, rate):
@@ -85,7 +85,7 @@ def test_icae_equals_its_reference(made, rate):
     texts = [TEXT[:length] for length in [*LENGTHS, 150, 200]]
     for text, run in zip(texts, encode_texts(encoder, texts, rate), strict=True):
         expected = icae.memory(weights, encoder.lm.model.config, table, ids_of(encoder, text), n_slots, rate)
-        torch.testing.assert_close(run, expected, **TOLERANCE)
+        assert_close(run, expected)
 
 
 @pytest.mark.parametrize("marker", ["ae", "lm", "ft"])
@@ -115,7 +115,7 @@ def test_extensible_tokenization_equals_its_reference(made, rate):
             n_layers=settings["n_layers"],
             chunk_length=settings["chunk_tokens"],
         )
-        torch.testing.assert_close(run, expected, **TOLERANCE)
+        assert_close(run, expected)
 
 
 def test_extensible_tokenization_encodes_once_for_every_rate(made, base):

@@ -1,0 +1,1 @@
+"""The authors' released weights, made into checkpoints of this package: one file a method."""
