@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from kompakt.adapters._messages import readable
 from kompakt.adapters._settings import default_pipeline, reason_of
+from kompakt.compressor.base import require_text
 from kompakt.compressor.errors import (
     CompressionError,
     ConfigError,
@@ -99,6 +100,7 @@ class DocumentCompressor:
         on_error: OnError = "pass_through",
     ) -> None:
         self.pipeline = pipeline or default_pipeline()
+        require_text(self.pipeline, "a framework's document")
         self.pipeline.budget_for(max_tokens, keep)
         if deadline is not None and not deadline > 0:
             raise ConfigError(f"deadline must be above 0 seconds or None, got {deadline}")

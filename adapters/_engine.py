@@ -20,7 +20,7 @@ from kompakt.adapters._settings import Report, Settings, reason_of
 from kompakt.adapters._shares import Shares, Text, share_out
 from kompakt.adapters._spans import record_span
 from kompakt.adapters._wires import Wire, find_slots
-from kompakt.compressor.base import Request, make_request
+from kompakt.compressor.base import Request, make_request, require_text
 from kompakt.compressor.errors import BackendError, CompressionError
 from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, load_tokenizer
 from kompakt.compressor.pipeline import Pipeline
@@ -91,6 +91,7 @@ class Engine:
     """
 
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
+        require_text(pipeline, "a request to a provider")
         self.pipeline = pipeline
         self.settings = settings
         self._tokenizer = load_tokenizer(pipeline.tokenizer or DEFAULT_TOKENIZER)

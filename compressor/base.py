@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, TypeAlias
 
 from kompakt.compressor.budget import Candidates, closures, select
-from kompakt.compressor.errors import BudgetError, InputError, ValidityError
+from kompakt.compressor.errors import BudgetError, ConfigError, InputError, ValidityError
 from kompakt.compressor.models.tokenizers import Tokenizer, load_tokenizer
 from kompakt.compressor.results import fits, from_fragments, joined_text, to_part
 from kompakt.compressor.store.artefacts import Artefacts, process_store
@@ -155,6 +155,24 @@ class Compressor(ABC):
             documents, query=query, budget=Budget(max_tokens, keep), tokenizer=tokenizer, state=state
         )
         return self.compress_batch([request])[0]
+
+
+def require_text(compressor: Compressor, reader: str) -> None:
+    """Raise unless a compressor gives text.
+
+    Args:
+        compressor: What is to be used.
+        reader: What reads its results, as a message says it.
+
+    Raises:
+        ConfigError: If it gives embeddings or caches.
+    """
+    if compressor.emits != "text":
+        last = getattr(compressor, "stages", None)
+        name = last[-1].compressor.name if last else compressor.name
+        raise ConfigError(
+            f"{name} gives {compressor.emits}, and {reader} can carry text alone: use one that gives text"
+        )
 
 
 def make_request(

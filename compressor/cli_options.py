@@ -48,13 +48,17 @@ def named_compressor(name: str | None, pipeline: str | None, *, strict: bool) ->
     Raises:
         ConfigError: If both are given, or what is given cannot be used.
     """
+    from kompakt.compressor.base import require_text
     from kompakt.compressor.pipeline import Pipeline
     from kompakt.compressor.registry import load
 
     if pipeline is None:
-        return load(name or "default")
-    if name is not None:
+        loaded = load(name or "default")
+    elif name is not None:
         raise ConfigError("give --compressor or --pipeline, not both")
-    loaded = Pipeline.from_toml(pipeline)
-    loaded.strict = loaded.strict or strict
+    else:
+        read = Pipeline.from_toml(pipeline)
+        read.strict = read.strict or strict
+        loaded = read
+    require_text(loaded, "this command")
     return loaded

@@ -225,12 +225,12 @@ def compressor_table(names: list[str]) -> Table:
     """Return the compressors with the first line of their docstrings as a table."""
     from rich.table import Table
 
-    from kompakt.compressor.registry import compressor_class
+    from kompakt.compressor.registry import compressor_summary
 
     table = Table("name", "what it does", box=None, pad_edge=False)
     for name in names:
         try:
-            described = (compressor_class(name).__doc__ or "").strip().partition("\n")[0].replace("``", "")
+            described = compressor_summary(name)
         except (ImportError, AttributeError, ConfigError) as error:
             described = f"cannot be loaded: {one_line(error)}"
         table.add_row(name, described)

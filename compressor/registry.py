@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast, get_type_hints
 
 from kompakt.compressor.errors import ConfigError, MissingExtraError
@@ -63,6 +66,25 @@ def compressor_class(name: str) -> type[Compressor]:
         if name in BUILTIN:
             raise MissingExtraError(f"the compressor {name!r}", "local") from error
         raise
+
+
+def compressor_summary(name: str) -> str:
+    """Return the first line of what a compressor says of itself, without importing what it needs.
+
+    Raises:
+        ConfigError: If there is no such name.
+        ImportError: If its module cannot be found.
+    """
+    entry = _entries().get(name)
+    spec = find_spec(entry.module) if entry else None
+    if entry is None or spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        text = compressor_class(name).__doc__
+    else:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr)
+        found = next(classes, None)
+        text = compressor_class(name).__doc__ if found is None else ast.get_docstring(found)
+    return (text or "").strip().partition("\n")[0].replace("``", "")
 
 
 def load(name: str, **options: object) -> Compressor:

@@ -190,14 +190,42 @@ def join_results(sources: Sequence[Document], results: Sequence[Compressed], tok
         results: What became of the others.
         tokenizer: Whose tokens are counted.
     """
-    pieces = {name: kept for result in results for name, kept in by_document(result).items()}
     treated = {source.id for result in results for source in result.sources}
+    if any(result.forms - {"text"} for result in results):
+        return _join_forms(sources, results, tokenizer)
+    pieces = {name: kept for result in results for name, kept in by_document(result).items()}
     fragments = [pieces.get(source.id or "", []) if source.id in treated else [whole(source)] for source in sources]
     joined = from_fragments(sources, fragments, tokenizer, tokenizer.count(joined_text(sources)))
     return replace(
         joined,
         trace=tuple(trace for result in results for trace in result.trace),
         decisions=tuple(decision for result in results for decision in result.decisions),
+    )
+
+
+def _join_forms(sources: Sequence[Document], results: Sequence[Compressed], tokenizer: Tokenizer) -> Compressed:
+    """Join results of which some hold vectors or caches, each of one document."""
+    own: dict[str, list[Part]] = {}
+    for result in results:
+        for part in result.parts:
+            if not isinstance(part, TextPart):
+                own.setdefault(part.spans[0].document_id, []).append(part)
+                continue
+            for name, pieces in by_document(replace(result, parts=(part,))).items():
+                own.setdefault(name, []).extend([to_part([pieces])] if pieces else [])
+    parts = [part for source in sources for part in own.get(source.id or "", [to_part([[whole(source)]])])]
+    n_tokens = tokenizer.count(joined_text(sources))
+    return Compressed(
+        parts=tuple(parts),
+        documents=tuple(sources),
+        outcome=Outcome(Status.COMPRESSED),
+        tokens_before=n_tokens,
+        tokens_after=sum(
+            tokenizer.count(part.text) if isinstance(part, TextPart) else part.n_positions for part in parts
+        ),
+        n_bytes=sum(len(part.text.encode()) if isinstance(part, TextPart) else part.n_bytes for part in parts),
+        trace=tuple(trace for result in results for trace in result.trace),
+        sources=tuple(sources),
     )
 
 

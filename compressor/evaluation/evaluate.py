@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from kompakt.compressor.backend import Backend, load_backend
+from kompakt.compressor.base import require_text
 from kompakt.compressor.errors import ConfigError, InputError, MissingExtraError, ModelNotFoundError
 from kompakt.compressor.evaluation.data import samples_folder
 from kompakt.compressor.evaluation.example import Example, TaskSettings
@@ -165,6 +166,8 @@ def _contenders(settings: Settings) -> tuple[list[Contender], dict[str, str]]:
     """Return the compressors and pipelines by name, or all that can be used here, and why others cannot."""
     contenders = [Contender(load(name)) for name in dict.fromkeys(settings.compressors)]
     contenders += [Contender(Pipeline.from_toml(path), label=path.stem) for path in settings.pipelines]
+    for contender in contenders:
+        require_text(contender.compressor, "evaluation")
     left_out: dict[str, str] = {}
     if contenders:
         return contenders, left_out

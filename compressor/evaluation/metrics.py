@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from kompakt.compressor.types import Compressed, Document, Kind
+from kompakt.compressor.types import Compressed, Document, Kind, TextPart
 from kompakt.compressor.units.json_tree import is_json
 from kompakt.compressor.units.segment import recognise
 from kompakt.compressor.units.syntax import parses
@@ -77,7 +77,7 @@ def _still_parses(source: Document, text: str) -> bool:
 def verbatim_text(result: Compressed) -> str:
     """Return what a result took from its sources, without the marks and separators that it wrote itself."""
     pieces = []
-    for part in (part.source for part in result.parts):
+    for part in (part for part in result.parts if isinstance(part, TextPart)):
         if not part.spans:
             pieces.append(part.text)
         for index, span in enumerate(part.spans):

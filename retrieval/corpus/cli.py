@@ -182,6 +182,7 @@ def _loaded(
     max_tokens: int | None,
     tokenizer: str | None,
 ) -> _Loaded:
+    from kompakt.compressor.base import require_text
     from kompakt.compressor.models.tokenizers import DEFAULT_TOKENIZER, load_tokenizer
     from kompakt.compressor.pipeline import Pipeline
     from kompakt.compressor.store.places import MEMORY, open_store
@@ -191,6 +192,7 @@ def _loaded(
     if to == MEMORY:
         raise ConfigError("--to memory would keep nothing beyond this command; give a path, a URL or default")
     written = Pipeline.from_toml(pipeline)
+    require_text(written, "a corpus")
     check_budget(max_tokens, keep, written)
     name = tokenizer or written.tokenizer or DEFAULT_TOKENIZER
     store = open_store(to, memory_bytes=FRONT_BYTES)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from kompakt import BudgetError, ConfigError, Document, InputError, ModelError, 
 from kompakt.adapters.transformers import TransformersBackend
 from kompakt.compressor.backend import Prompt
 from kompakt.compressor.base import Budget, make_request
+from kompakt.compressor.cli import run as run_command
 from kompakt.compressor.models.tokenizers import load_tokenizer
 from kompakt.compressor.parts import EmbedsPart, TextPart
 from kompakt.compressor.registry import compressor_class, compressor_names
@@ -283,3 +285,53 @@ def test_bad_options_are_named(name, base):
     ):
         with pytest.raises(ConfigError, match=message):
             load(name, **options)
+
+
+def test_kinds_with_budgets_of_their_own_keep_their_order(encoder, tokenizer):
+    table = "name,age\nAda,36\nAlan,41\n"
+    texts = ["the treaty of 1492 was signed by the river. " * 6, table, "it rained for days in the old town. " * 6]
+    pipeline = Pipeline([encoder], tokenizer=tokenizer, keep={"prose": 0.6})
+    result = pipeline.compress(texts)
+    assert [part.source.text for part in result.parts] == texts
+    assert [isinstance(part, TextPart) for part in result.parts] == [False, True, False]
+    assert result.tokens_after < result.tokens_before
+
+
+def test_each_document_on_its_own_is_found_again(encoder, tokenizer, tmp_path):
+    texts = [f"{word} the treaty of 1492 was signed by the river. " * 6 for word in ("one", "two")]
+    with Pipeline([encoder], tokenizer=tokenizer, store=tmp_path / "each.sqlite").opened_store as store:
+        pipeline = Pipeline([encoder], tokenizer=tokenizer, store=store)
+        first = pipeline.compress_each(texts, keep=0.6)
+        again = pipeline.compress_each(
+            [Document(text, id=f"x{n}") for n, text in enumerate(reversed(texts))], keep=0.6
+        )
+    for one, two in zip(first, reversed(again), strict=True):
+        assert torch.equal(vectors_of(one), vectors_of(two))
+    assert all(span.document_id == "x0" for span in again[0].spans)
+    assert again[0].trace[0].cache_misses == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["compress", "text.txt"], ["inspect", "text.txt"], ["corpus", "build", "text.txt", "--to", "store.sqlite"]],
+)
+def test_commands_that_carry_text_alone_refuse_vectors(base, tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    pipeline = Pipeline([load("compllm", base=base)])
+    Path("soft.toml").write_text(pipeline.to_toml(), encoding="utf-8")
+    Path("text.txt").write_text("the treaty of 1492. " * 30, encoding="utf-8")
+    status = run_command([*arguments, "--pipeline", "soft.toml", "--keep", "0.5"])
+    assert status != 0
+    assert "can carry text alone" in " ".join(capsys.readouterr().err.split())
+
+
+def test_adapters_that_carry_text_alone_refuse_vectors(base):
+    from kompakt.adapters._documents import DocumentCompressor
+    from kompakt.adapters._engine import Engine
+    from kompakt.adapters._settings import Settings
+
+    pipeline = Pipeline([load("compllm", base=base)], keep={"prose": 0.5})
+    with pytest.raises(ConfigError, match="compllm gives embeds, and a request"):
+        Engine(pipeline, Settings(keep=0.5))
+    with pytest.raises(ConfigError, match="compllm gives embeds, and a framework"):
+        DocumentCompressor(pipeline)
