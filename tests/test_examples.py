@@ -11,7 +11,7 @@ from kompakt.compressor.types import Document
 from kompakt.compressor.units.segment import recognise
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NEED_MODELS = ("demo.py", "rag.py")
+NEED_MODELS = ("demo.py", "rag.py", "soft_prompt.py")
 OFFLINE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in NEED_MODELS)
 
 
@@ -50,6 +50,17 @@ def test_rag_keeps_the_answer_cites_it_and_knows_the_documents_again(tmp_path):
     start, end = map(int, line.partition("[")[2].partition("]")[0].split(":"))
     assert "Ines Marquardt" in text[start:end]
     assert "0 documents added, 4 known" in run("rag.py", tmp_path, "--index", str(tmp_path / "index"))
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_soft_prompt_encodes_a_document_once(tmp_path):
+    first = run("soft_prompt.py", tmp_path, "--store", "vectors.sqlite")
+    assert "handbook.md: 980 tokens, 245 positions as vectors" in first
+    assert "49 segments encoded, untrained weights" in first
+    assert first.count("    vectors:") == 5
+    again = run("soft_prompt.py", tmp_path, "--store", "vectors.sqlite")
+    assert " 0 segments encoded" in again
 
 
 @pytest.mark.models

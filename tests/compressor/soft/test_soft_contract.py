@@ -315,12 +315,12 @@ def test_each_document_on_its_own_is_found_again(encoder, tokenizer, tmp_path):
     "arguments",
     [["compress", "text.txt"], ["inspect", "text.txt"], ["corpus", "build", "text.txt", "--to", "store.sqlite"]],
 )
-def test_commands_that_carry_text_alone_refuse_vectors(base, tmp_path, monkeypatch, capsys, arguments):
+def test_commands_that_carry_text_alone_refuse_vectors(base, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     pipeline = Pipeline([load("compllm", base=base)])
     Path("soft.toml").write_text(pipeline.to_toml(), encoding="utf-8")
     Path("text.txt").write_text("the treaty of 1492. " * 30, encoding="utf-8")
-    status = run_command([*arguments, "--pipeline", "soft.toml", "--keep", "0.5"])
+    status = run_command([*command.split(), "--pipeline", "soft.toml", "--keep", "0.5"])
     assert status != 0
     assert "can carry text alone" in " ".join(capsys.readouterr().err.split())
 
