@@ -15,7 +15,7 @@ from kompakt.compressor.errors import BackendError, ConfigError, InputError, Kom
 from kompakt.compressor.types import Form, Part, TextPart
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import OpenAI, Stream
 
 _KEY: Final = "KOMPAKT_READER_API_KEY"
 _KEY_OF_OPENAI: Final = "OPENAI_API_KEY"
@@ -142,18 +142,34 @@ class HttpBackend:
             BackendError: If the endpoint cannot be reached, refused, failed, or sent no complete answer.
         """
         content = prompt.before + "".join(_text_of(part) for part in prompt.parts) + prompt.after
+        given = {"messages": [{"role": "user", "content": content}]}
+        return self.ask(given, max_new_tokens=max_new_tokens, stop=prompt.stop)
+
+    def ask(self, given: Mapping[str, Any], *, max_new_tokens: int, stop: str = "") -> Generation:
+        """Have what is written already answered, as ``generate`` does.
+
+        Args:
+            given: Parameters of the client's method: ``messages`` of a chat, or else ``prompt`` for the Completions
+                endpoint; with ``extra_body`` where the server takes more than the client knows.
+            max_new_tokens: The most tokens of the answer; 0 sends nothing, and the answer is empty.
+            stop: Text at which the answer ends; empty for none.
+
+        Raises:
+            InputError: If the endpoint says that the prompt is too long.
+            BackendError: If the endpoint cannot be reached, refused, failed, or sent no complete answer.
+        """
         if max_new_tokens < 1:
             return Generation("", 0, 0, 0.0, 0.0)
         request: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": content}],
+            **given,
             "temperature": 0,
             "max_tokens": max_new_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if prompt.stop:
-            request["stop"] = [prompt.stop]
+        if stop:
+            request["stop"] = [stop]
         try:
             answer = self._ask(request)
         except KompaktError:
@@ -161,19 +177,20 @@ class HttpBackend:
         except Exception as error:  # the client passes on errors of its transport, which differs between versions
             # what the server said is in the message; as it wrote it, it may repeat the key
             raise self._failure(error) from (None if getattr(error, "body", None) else error)
-        return answer.generation(prompt.stop)
+        return answer.generation(stop)
 
     def _ask(self, request: Mapping[str, Any]) -> _Answer:
         """Send a request, and again without the parameters that the server rejects."""
         from openai import BadRequestError, UnprocessableEntityError
 
-        rejected = set(self._rejected)
+        adaptable = _adaptable(request)
+        rejected = self._rejected & adaptable
         while True:
             answer = _Answer(time.perf_counter())
             try:
-                stream = self._client.chat.completions.create(**_adapted(request, rejected))
+                stream = self._stream(_adapted(request, rejected))
             except (BadRequestError, UnprocessableEntityError) as error:
-                name = _rejected_by(error, request.keys() & _INSTEAD.keys() - rejected)
+                name = _rejected_by(error, adaptable - rejected)
                 if name is None:
                     raise
                 rejected.add(name)
@@ -184,6 +201,12 @@ class HttpBackend:
                     answer.add(chunk, time.perf_counter())
             self._check(answer, stream.response.headers.get("content-type", "nothing"))
             return answer
+
+    def _stream(self, request: Mapping[str, Any]) -> Stream[Any]:
+        client = self._client
+        create: Any = client.chat.completions.create if "messages" in request else client.completions.create
+        stream: Stream[Any] = create(**request)
+        return stream
 
     def _check(self, answer: _Answer, media_type: str) -> None:
         if not answer.n_chunks:
@@ -238,7 +261,8 @@ class _Answer:
         self.ended = now
         self.finish = str(getattr(choices[0], "finish_reason", None) or self.finish)
         delta = getattr(choices[0], "delta", None)
-        text = getattr(delta, "content", None)
+        # chats send a delta, Completions a text
+        text = getattr(choices[0], "text", None) if delta is None else getattr(delta, "content", None)
         if isinstance(text, str) and text:
             self.first, self.last = self.first or now, now
             self.pieces.append(text)
@@ -280,10 +304,15 @@ def _parsed(url: str) -> tuple[str, str]:
     return address.rstrip("/"), model
 
 
+def _adaptable(request: Mapping[str, Any]) -> set[str]:
+    """Return the parameters that can be left out or said differently; Completions has one name for ``max_tokens``."""
+    return (request.keys() & _INSTEAD.keys()) - (set() if "messages" in request else {"max_tokens"})
+
+
 def _adapted(request: Mapping[str, Any], rejected: set[str]) -> dict[str, Any]:
     """Return a request without parameters that the server rejects."""
     adapted = dict(request)
-    for name in rejected & request.keys():
+    for name in rejected:
         value, instead = adapted.pop(name), _INSTEAD[name]
         if instead is not None:
             adapted[instead] = value

@@ -192,6 +192,15 @@ class CachePart:
         return sum(int(tensor.nbytes) for tensor in (*self.keys, *self.values))
 
 
+def made_for_another(theirs: str, own: str) -> str:
+    """Return the reason for which a part for one decoder is not for another, with the beginning of both spaces."""
+
+    def short(space: str) -> str:
+        return ":".join(piece[:12] for piece in space.split(":"))
+
+    return f"it was made for the decoder {short(theirs)}, and this one is {short(own)}"
+
+
 def _shape_of(value: object) -> str:
     shape = getattr(value, "shape", None)
     return f"{type(value).__name__} {list(shape) if shape is not None else ''} {getattr(value, 'dtype', '')}".strip()

@@ -137,17 +137,22 @@ def _load(folder: Path, fingerprint: str, dtype: str, device: str, plain_rope: b
     config = network.config.get_text_config()
     tokenizer = _load_tokenizer(folder)
     check_unchanged(folder, fingerprint)
-    prefix = _prefix_id(tokenizer, config)
-    if prefix is None:
-        raise ModelError(f"the model in {folder} has neither a beginning-of-text nor an end-of-text token")
+    prefix = prefix_id(tokenizer, config, folder)
     context = getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT
     return CausalLM(network, tokenizer, prefix, int(context), fingerprint, dtype, device)
 
 
-def _prefix_id(tokenizer: tokenizers.Tokenizer, config: PretrainedConfig) -> int | None:
+def prefix_id(tokenizer: tokenizers.Tokenizer, config: PretrainedConfig, folder: Path) -> int:
+    """Return the token that a model's texts begin with.
+
+    Raises:
+        ModelError: If it has none.
+    """
     candidates = (tokenizer.token_to_id(_TEXT_SEPARATOR), config.bos_token_id, config.eos_token_id)
     found = next((candidate for candidate in candidates if candidate is not None), None)
-    return found[0] if isinstance(found, list) else found
+    if found is None:
+        raise ModelError(f"the model in {folder} has neither a beginning-of-text nor an end-of-text token")
+    return int(found[0] if isinstance(found, list) else found)
 
 
 def _load_network(folder: Path, dtype: torch.dtype, device: str, *, plain_rope: bool) -> PreTrainedModel:

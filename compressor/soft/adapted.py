@@ -8,7 +8,7 @@ from typing import Final
 
 from kompakt.compressor.errors import ModelError
 from kompakt.compressor.models.causal_lm import CausalLM
-from kompakt.compressor.parts import CachePart, EmbedsPart
+from kompakt.compressor.parts import CachePart, EmbedsPart, made_for_another
 from kompakt.compressor.soft.checkpoint import read_checkpoint, space_of
 from kompakt.compressor.soft.decoder import NO_POSITION, body_of, check_reads_embeddings, shared_copy
 from kompakt.compressor.soft.lora import Lora, adapter_parameters, check_tensors, with_adapter
@@ -26,7 +26,7 @@ def why_unreadable(part: EmbedsPart | CachePart, lm: CausalLM, space: str) -> st
         space: Its fingerprint, with that of its adapter.
     """
     if part.space != space:
-        return f"it was made for the decoder {_short(part.space)}, and this one is {_short(space)}"
+        return made_for_another(part.space, space)
     if isinstance(part, CachePart):
         return _why_not_cache(part, lm)
     try:
@@ -50,10 +50,6 @@ def _why_not_cache(part: CachePart, lm: CausalLM) -> str:
     if own != given:
         return f"it has {given} layers, heads and dimensions of a head, and the decoder {own}"
     return ""
-
-
-def _short(space: str) -> str:
-    return ":".join(piece[:12] for piece in space.split(":"))
 
 
 def load_adapted(lm: CausalLM, checkpoint: str | os.PathLike[str], *, plain_rope: bool) -> tuple[CausalLM, str]:
@@ -80,9 +76,10 @@ def load_adapted(lm: CausalLM, checkpoint: str | os.PathLike[str], *, plain_rope
             "decoder as it is, so read its output without adapter="
         )
     if weights.models["base"].fingerprint != lm.fingerprint:
+        reason = made_for_another(weights.models["base"].fingerprint, lm.fingerprint)
         raise ModelError(
-            f"the checkpoint {weights.folder} was made for the model {weights.models['base'].name!r} with the "
-            f"fingerprint {_short(weights.models['base'].fingerprint)}; this one has {_short(lm.fingerprint)}"
+            f"the checkpoint {weights.folder} is of no use here: {reason}. Its decoder was called "
+            f"{weights.models['base'].name!r}"
         )
     body = with_adapter(body_of(lm), lora)
     own = adapter_parameters(body)
