@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,9 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(
-                f"temperature must be above 0, got {self.temperature}; without sampling= answers are greedy"
+                f"temperature must be a number above 0, got {self.temperature}; without sampling= answers are greedy"
             )
         if not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ConfigError(f"top_p must be in (0, 1] and top_k at least 0, got {self.top_p} and {self.top_k}")
@@ -72,7 +73,7 @@ def chooser(sampling: Sampling | None) -> Callable[[torch.Tensor], torch.Tensor]
 
     if sampling is None:
         return lambda logits: logits.argmax(dim=-1)
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
     if sampling.top_k:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
@@ -305,7 +306,7 @@ class Answers:
         import torch
 
         before = [
-            torch.tensor([[*seen, *own]], device=logits.device)
+            torch.tensor([[*seen, *own]], dtype=torch.long, device=logits.device)
             for seen, own in zip(self.seen, self.tokens, strict=True)
         ]
         rows = [processors(ids, row[None]) for ids, row in zip(before, logits.float(), strict=True)]  # type: ignore[arg-type]

@@ -162,14 +162,20 @@ class TransformersBackend:
         """
         placed = [self._place(prompt, reserved=max_new_tokens) for prompt in prompts]
         results: dict[int, Generation] = {}
+        # one source of chance for all: each batch would draw the same anew
+        choose = chooser(sampling)
         for places in _batches([one.n_positions for one in placed]):
             own = [prompts[place] for place in places]
-            made = self._generate_together(own, [placed[place] for place in places], max_new_tokens, sampling)
+            made = self._generate_together(own, [placed[place] for place in places], max_new_tokens, choose)
             results.update(zip(places, made, strict=True))
         return [results[place] for place in range(len(prompts))]
 
     def _generate_together(
-        self, prompts: Sequence[Prompt], placed: Sequence[Placed], max_new_tokens: int, sampling: Sampling | None
+        self,
+        prompts: Sequence[Prompt],
+        placed: Sequence[Placed],
+        max_new_tokens: int,
+        choose: Callable[[torch.Tensor], torch.Tensor],
     ) -> list[Generation]:
         import torch
 
@@ -179,7 +185,7 @@ class TransformersBackend:
             int(reading.logits[0].argmax())
             seconds_to_first = time.perf_counter() - began
             began = time.perf_counter()
-            answers = self._answers(reading, prompts, placed, max_new_tokens, chooser(sampling))
+            answers = self._answers(reading, prompts, placed, max_new_tokens, choose)
             for _ in answers:
                 continue
         seconds = time.perf_counter() - began
@@ -204,11 +210,11 @@ class TransformersBackend:
             if step is None:
                 break
             tokens = step[0]
-            ready = _settled(self._answer_text(tokens, prompt.stop), prompt.stop)
+            ready = _settled(self._answer_text(tokens, prompt.stop), prompt.stop).strip()
             if len(ready) > len(sent):
                 yield ready[len(sent) :]
                 sent = ready
-        rest = self._answer_text(tokens, prompt.stop)[len(sent) :]
+        rest = self._answer_text(tokens, prompt.stop).strip()[len(sent) :]
         if rest:
             yield rest
 

@@ -3,88 +3,38 @@
 import json
 
 import pytest
-import tokenizers
-from tiny_models import CONTEXT, save_model
+from tiny_models import CONTEXT, FAMILIES, save_model
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-from kompakt.adapters.transformers import TransformersBackend  # noqa: E402 (needs torch)
+from reader_parts import Twin, ask, part, reader_of  # noqa: E402 (needs torch)
+
+from kompakt.adapters.transformers import TransformersBackend  # noqa: E402
 from kompakt.compressor.backend import Backend, Prompt, load_backend  # noqa: E402
 from kompakt.compressor.errors import InputError, ModelError, ModelNotFoundError  # noqa: E402
-from kompakt.compressor.types import TextPart  # noqa: E402
 
 SPECIAL = "<|endoftext|>"
 TEMPLATE = "{% for m in messages %}<|endoftext|>{{ m['role'] }}:{{ m['content'] }}{% endfor %}<|endoftext|>A:"
 
 
-def save_with_window(folder):
-    """Write a model whose layers see four tokens back."""
-    save_model(folder)
-    torch.manual_seed(0)
-    vocabulary = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    config = transformers.MistralConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, sliding_window=4, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2", "window"])
+@pytest.fixture(scope="module", params=[*FAMILIES, "window"])
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / request.param
-    return save_with_window(path) if request.param == "window" else save_model(path, request.param)
+    if request.param == "window":
+        # its layers see four tokens back
+        return save_model(path, "mistral", sliding_window=4)
+    return save_model(path, request.param)
 
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    return TransformersBackend(folder, "float32", "cpu")
+    return reader_of(folder)
 
 
 @pytest.fixture
 def llama(tmp_path):
     return save_model(tmp_path / "llama")
-
-
-def part(text):
-    return TextPart(text, (), ())
-
-
-def ask(text, *, is_chat=False, stop=""):
-    return Prompt((part(text),), is_chat=is_chat, stop=stop)
-
-
-class Twin:
-    """The same model without a cache, from everything it was given, one call a token."""
-
-    def __init__(self, folder):
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.encode_special_tokens = True
-
-    def ids(self, text):
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def log_p(self, ids):
-        with torch.no_grad():
-            return torch.log_softmax(self.model(torch.tensor([ids]), use_cache=False).logits[0].double(), -1)
-
-    def greedy(self, ids, n):
-        answer = []
-        while len(answer) < n:
-            token = int(self.log_p([*ids, *answer])[-1].argmax())
-            if token == 0:
-                break
-            answer.append(token)
-        return answer
-
-    def likelihood(self, ids, target):
-        rows = self.log_p([*ids, *target])
-        return sum(float(rows[len(ids) + index - 1, token]) for index, token in enumerate(target))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +46,7 @@ def twin(folder):
 def test_the_answer_equals_the_twins(reader, twin, text):
     made = reader.generate(ask(text), max_new_tokens=6)
     ids = [0, *twin.ids(text)]
-    expected = twin.greedy(ids, 6)
+    expected = twin.greedy(ids, n=6)
     assert made.text == twin.tokenizer.decode(expected).strip()
     assert (made.n_positions, made.n_tokens) == (len(ids), len(expected))
 
@@ -124,13 +74,13 @@ def test_targets_disturb_neither_each_other_nor_the_answer(reader):
 
 def test_the_prompt_is_read_once(reader, monkeypatch):
     read = []
-    forward = TransformersBackend._forward
+    forward = reader._lm.model.forward
 
-    def counted(self, ids, cache, **options):
-        read.append(len(ids))
-        return forward(self, ids, cache, **options)
+    def counted(*args, **options):
+        read.append(options["input_ids"].shape[1])
+        return forward(*args, **options)
 
-    monkeypatch.setattr(TransformersBackend, "_forward", counted)
+    monkeypatch.setattr(reader._lm.model, "forward", counted)
     reader.generate(ask("0123456789"), max_new_tokens=2, targets=("abc", "d"))
     assert read == [11, 2, 1]
 
@@ -145,7 +95,7 @@ def test_a_special_token_spelled_in_text_stays_text(reader, twin):
     assert made.n_positions == 1 + len(SPECIAL)
     ids = twin.ids(SPECIAL)
     assert 0 not in ids
-    assert made.text == twin.tokenizer.decode(twin.greedy([0, *ids], 2)).strip()
+    assert made.text == twin.tokenizer.decode(twin.greedy([0, *ids], n=2)).strip()
     assert made.likelihoods[0].n_tokens == 8
 
 
@@ -158,9 +108,9 @@ def test_the_answer_ends_before_the_stop(reader):
 
 
 def test_the_answer_ends_at_a_token_that_ends_texts(folder, twin):
-    reader = TransformersBackend(folder, "float32", "cpu")
+    reader = reader_of(folder)
     ids = [0, *twin.ids("abc")]
-    answer = twin.greedy(ids, 3)
+    answer = twin.greedy(ids, n=3)
     # cached properties are plain attributes: the third token now ends texts
     reader.__dict__["_stops"] = frozenset({answer[2]})
     made = reader.generate(ask("abc", is_chat=True), max_new_tokens=6)
@@ -168,8 +118,9 @@ def test_the_answer_ends_at_a_token_that_ends_texts(folder, twin):
     reader.__dict__["_stops"] = frozenset({answer[0]})
     nothing = reader.generate(ask("abc", is_chat=True), max_new_tokens=6)
     assert (nothing.text, nothing.n_tokens, nothing.tokens_per_second) == ("", 0, 0.0)
-    # a text that is to be continued does not end at once
-    assert reader.generate(ask("abc"), max_new_tokens=6).n_tokens > 0
+    # a text that is to be continued may end at once, too
+    nothing = reader.generate(ask("abc"), max_new_tokens=6)
+    assert (nothing.text, nothing.n_tokens, nothing.token_ids) == ("", 0, ())
 
 
 def test_the_models_own_end_tokens_end_answers(reader, folder):
@@ -177,7 +128,7 @@ def test_the_models_own_end_tokens_end_answers(reader, folder):
     config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, 7]}), encoding="utf-8")
     try:
-        assert TransformersBackend(folder, "float32", "cpu")._stops == {0, 7}
+        assert reader_of(folder)._stops == {0, 7}
     finally:
         (folder / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")
 
@@ -207,7 +158,7 @@ def test_prompt_and_answer_must_fit(reader):
 def test_empty_targets_and_other_forms_are_refused(reader):
     with pytest.raises(InputError, match="at least one token"):
         reader.generate(ask("abc"), max_new_tokens=1, targets=("a", ""))
-    with pytest.raises(InputError, match="reads text, got a bytes"):
+    with pytest.raises(InputError, match="reads text, embeddings and caches, got a bytes"):
         reader.generate(Prompt((b"abc",)), max_new_tokens=1)
 
 
@@ -227,7 +178,7 @@ def test_a_model_without_a_chat_format_reads_plain_text(reader):
 def write_template(folder, template):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "eos_token": SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return TransformersBackend(folder, "float32", "cpu")
+    return reader_of(folder)
 
 
 def test_the_chat_format_stands_around_the_message(llama):
@@ -238,7 +189,7 @@ def test_the_chat_format_stands_around_the_message(llama):
         ids = [0, *twin.ids("user:"), *twin.ids(message), 0, *twin.ids("A:")]
         made = reader.generate(ask(message, is_chat=True), max_new_tokens=4, targets=("yes",))
         assert made.n_positions == len(ids)
-        assert made.text == twin.tokenizer.decode(twin.greedy(ids, 4)).strip()
+        assert made.text == twin.tokenizer.decode(twin.greedy(ids, n=4)).strip()
         assert made.likelihoods[0].total == pytest.approx(twin.likelihood(ids, twin.ids("yes")), abs=1e-4)
     plain = reader.generate(ask("hi"), max_new_tokens=4)
     assert plain.n_positions == 3
@@ -253,7 +204,7 @@ def test_a_template_that_changes_the_message_is_refused(llama):
 def test_it_says_what_it_is(reader, folder):
     assert isinstance(reader, Backend)
     assert reader.name == str(folder)
-    assert reader.accepts == {"text"}
+    assert reader.accepts == {"text", "embeds", "cache"}
     assert reader.tokenizer.count("abc") == 3
     assert reader.fingerprint.endswith(" float32")
     assert len(reader.fingerprint.split()[0]) == 64
