@@ -312,7 +312,7 @@ def test_each_document_on_its_own_is_found_again(encoder, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "command",
     [["compress", "text.txt"], ["inspect", "text.txt"], ["corpus", "build", "text.txt", "--to", "store.sqlite"]],
 )
 def test_commands_that_carry_text_alone_refuse_vectors(base, tmp_path, monkeypatch, capsys, command):
@@ -320,7 +320,7 @@ def test_commands_that_carry_text_alone_refuse_vectors(base, tmp_path, monkeypat
     pipeline = Pipeline([load("compllm", base=base)])
     Path("soft.toml").write_text(pipeline.to_toml(), encoding="utf-8")
     Path("text.txt").write_text("the treaty of 1492. " * 30, encoding="utf-8")
-    status = run_command([*command.split(), "--pipeline", "soft.toml", "--keep", "0.5"])
+    status = run_command([*command, "--pipeline", "soft.toml", "--keep", "0.5"])
     assert status != 0
     assert "can carry text alone" in " ".join(capsys.readouterr().err.split())
 
