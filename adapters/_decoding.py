@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kompakt.adapters._placement import Placed, Stretch
 from kompakt.compressor.errors import ConfigError
+from kompakt.compressor.models.key_value_caches import cache_argument, new_cache
 from kompakt.compressor.parts import CachePart
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Reading:
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=self.positions[:, None] + steps,
-            past_key_values=self.cache,
+            **cache_argument(self.model, self.cache),
             use_cache=True,
             logits_to_keep=n_logits,
         ).logits
@@ -160,13 +161,6 @@ def passes(model: PreTrainedModel, prompts: Sequence[Placed], **options: bool) -
     return [_passed(model, prompt, new_cache(), **options)[0] for prompt in prompts]
 
 
-def new_cache() -> DynamicCache:
-    """Return an empty cache; without a configuration, since layers with a window would forget what is taken back."""
-    from transformers import DynamicCache
-
-    return DynamicCache()
-
-
 def _read_together(model: PreTrainedModel, prompts: Sequence[Placed]) -> Reading:
     import torch
 
@@ -184,7 +178,7 @@ def _read_together(model: PreTrainedModel, prompts: Sequence[Placed]) -> Reading
         **inputs,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -222,7 +216,7 @@ def _passed(model: PreTrainedModel, prompt: Placed, cache: DynamicCache, **optio
             **inputs,
             attention_mask=torch.ones(1, n_positions, dtype=torch.long, device=model.device),
             position_ids=step.positions[None],
-            past_key_values=cache,
+            **cache_argument(model, cache),
             use_cache=True,
             **options,
         )

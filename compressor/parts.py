@@ -90,6 +90,7 @@ class TextPart:
 
 
 Placement: TypeAlias = Literal["contiguous", "none"]
+Rope: TypeAlias = Literal["unrotated", "as-is"] | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,15 +148,16 @@ class CachePart:
         values: One tensor a layer, ``[H_kv, m, D_head]``.
         space: Fingerprint of the decoder that can read them.
         source: The text that they stand for.
-        rope: ``unrotated`` keys get the rotation of wherever they are placed; else the positions ``[m]`` with which
-            they were rotated already.
+        rope: ``unrotated`` keys get the rotation of wherever they are placed, ``as-is`` ones stay as they are
+            wherever they are placed, as keys that were learned do; else the positions ``[m]`` with which they were
+            rotated already.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     space: str
     source: TextPart
-    rope: Literal["unrotated"] | tuple[int, ...] = "unrotated"
+    rope: Rope = "unrotated"
 
     def __post_init__(self) -> None:
         shapes = {_shape_of(tensor) for tensor in (*self.keys, *self.values)}
@@ -164,7 +166,10 @@ class CachePart:
                 "keys and values must be one tensor [H_kv, m, D_head] a layer, all of one shape; "
                 f"got {len(self.keys)} keys and {len(self.values)} values of: {', '.join(sorted(shapes)) or 'none'}"
             )
-        if self.rope != "unrotated" and len(self.rope) != self.n_positions:
+        if isinstance(self.rope, str):
+            if self.rope not in ("unrotated", "as-is"):
+                raise InputError(f"rope must be 'unrotated', 'as-is' or positions, got {self.rope!r}")
+        elif len(self.rope) != self.n_positions:
             raise InputError(f"rope must name {self.n_positions} positions, one a key, got {len(self.rope)}")
 
     def __eq__(self, other: object) -> bool:

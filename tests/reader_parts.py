@@ -6,6 +6,7 @@ import transformers
 
 from kompakt.adapters.transformers import TransformersBackend
 from kompakt.compressor.backend import Prompt
+from kompakt.compressor.models.key_value_caches import cache_argument, new_cache
 from kompakt.compressor.types import TextPart
 
 
@@ -73,7 +74,8 @@ class Twin:
 
     def cache(self, ids):
         """The model's own keys and values of tokens from position 0 on, one tensor ``[H_kv, m, D_head]`` a layer."""
-        made = self.output(ids, past_key_values=transformers.DynamicCache(), use_cache=True).past_key_values
+        made = new_cache()
+        self.output(ids, **cache_argument(self.model, made), use_cache=True)
         return [layer.keys[0] for layer in made.layers], [layer.values[0] for layer in made.layers]
 
     def generated(self, prompts, n, **options):

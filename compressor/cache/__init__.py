@@ -1,0 +1,1 @@
+"""Compressors whose output is a key-value cache: one file a method."""
