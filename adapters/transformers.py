@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from kompakt.adapters._decoding import Answers, Reading, Sampling, chooser, passes, read
 from kompakt.adapters._placement import Placed, place
 from kompakt.compressor.backend import Generation, Likelihood, Prompt
-from kompakt.compressor.errors import ConfigError, InputError, ModelError
+from kompakt.compressor.errors import ConfigError, InputError
 from kompakt.compressor.models.causal_lm import CausalLM, Dtype, load_causal_lm, scales_rope
+from kompakt.compressor.models.chat_format import chat_format
 from kompakt.compressor.models.encodings import checked
 from kompakt.compressor.models.locate import model_path
 from kompakt.compressor.models.tokenizers import FileTokenizer, Tokenizer
@@ -22,12 +23,8 @@ from kompakt.compressor.parts import CachePart, EmbedsPart, Form, Part, TextPart
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Sampling", "TransformersBackend"]
-
-_CONTENT: Final = "\u241fkompakt content\u241f"
-"""Stands for the message while the chat format is written around it."""
 
 _BATCH_POSITIONS: Final = 16384
 """Positions of prompts that are read at once, padding included."""
@@ -284,10 +281,10 @@ class TransformersBackend:
     def _place(self, prompt: Prompt, *, reserved: int) -> Placed:
         notes: list[str] = []
         parts = [self._readable(part, notes) for part in prompt.parts]
-        head, tail = self._chat_format if prompt.is_chat else (None, None)
-        if head is None or tail is None:
-            head, tail = [self._lm.prefix_id] if self.begins else [], []
-        items: list[list[int] | EmbedsPart | CachePart] = [head]
+        written = chat_format(self.model) if prompt.is_chat else None
+        beginning = (self._lm.prefix_id,) if self.begins else ()
+        head, tail = (written.head, written.tail) if written else (beginning, ())
+        items: list[Sequence[int] | EmbedsPart | CachePart] = [head]
         # neighbouring texts are one, so that tokens reach over their borders
         for is_text, group in groupby([prompt.before, *parts, prompt.after], key=lambda one: isinstance(one, str)):
             if is_text:
@@ -323,27 +320,6 @@ class TransformersBackend:
             raise InputError(f"{self.name} cannot read a part: {reason}")
         notes.append(f"read as text: {reason}")
         return part.source.text
-
-    @cached_property
-    def _chat_format(self) -> tuple[list[int] | None, list[int] | None]:
-        """Return the tokens before and after a user's message; None twice for a model without a chat format."""
-        from transformers import AutoTokenizer
-
-        folder = model_path(self.model)
-        try:
-            full: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-        if not full.chat_template:
-            return None, None
-        message = [{"role": "user", "content": _CONTENT}]
-        written = full.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        head, found, tail = str(written).partition(_CONTENT)
-        if not found:
-            raise ModelError(f"the chat template in {folder} does not write the message as it is")
-        return full.encode(head, add_special_tokens=False), full.encode(tail, add_special_tokens=False)
 
     @cached_property
     def _stops(self) -> frozenset[int]:
