@@ -212,6 +212,7 @@ def test_what_is_written_beside_the_weights(tmp_path, decoder, tokenizer):
         "trained_rate": 5,
         "n_truncated_layers": 0,
         "special": "cont",
+        "specials": ["cont", "rec"],
         "heads": [{"d_out": WIDTH, "d_hidden": RANK, "normalise": False}],
     }
     lm = load_causal_lm(made / "encoder", dtype="float32", device="cpu")
