@@ -10,7 +10,7 @@ from kompakt.compressor.errors import ModelError
 from kompakt.compressor.models.causal_lm import CausalLM
 from kompakt.compressor.parts import CachePart, EmbedsPart, made_for_another
 from kompakt.compressor.soft.checkpoint import read_checkpoint, space_of
-from kompakt.compressor.soft.decoder import NO_POSITION, body_of, check_reads_embeddings, shared_copy
+from kompakt.compressor.soft.decoder import NO_POSITION, body_of, cache_shape, check_reads_embeddings, shared_copy
 from kompakt.compressor.soft.lora import Lora, adapter_parameters, check_tensors, with_adapter
 
 _OF_THE_DECODER: Final = frozenset({"auto-compressor"})
@@ -42,10 +42,7 @@ def why_unreadable(part: EmbedsPart | CachePart, lm: CausalLM, space: str) -> st
 
 
 def _why_not_cache(part: CachePart, lm: CausalLM) -> str:
-    config = lm.model.config.get_text_config()
-    n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    own = (config.num_hidden_layers, n_heads, width)
+    own = cache_shape(lm)
     given = (len(part.keys), part.keys[0].shape[0], part.keys[0].shape[2])
     if own != given:
         return f"it has {given} layers, heads and dimensions of a head, and the decoder {own}"

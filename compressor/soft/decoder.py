@@ -80,6 +80,14 @@ def body_of(lm: CausalLM) -> PreTrainedModel:
     return cast("PreTrainedModel", lm.model.base_model)
 
 
+def cache_shape(lm: CausalLM) -> tuple[int, int, int]:
+    """Return a decoder's number of layers, heads of keys, and dimensions of a head."""
+    config = lm.model.config.get_text_config()
+    n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_hidden_layers), int(n_heads), int(width)
+
+
 def embed(lm: CausalLM, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
     """Return the input embeddings of tokens, ``[T, D]``."""
     tokens = torch.as_tensor(ids, dtype=torch.long, device=lm.model.device)

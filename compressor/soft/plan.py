@@ -1,4 +1,4 @@
-"""What is done to one context: which text becomes vectors, at which rates, and what comes out."""
+"""What is done to one context: which text becomes slots, at which rates, and what comes out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from kompakt.compressor.base import Job
 from kompakt.compressor.errors import BudgetError, InputError
-from kompakt.compressor.parts import EmbedsPart, Part, TextPart
+from kompakt.compressor.parts import Part, TextPart
 from kompakt.compressor.soft.allocation import allocate
 from kompakt.compressor.soft.runs import Run, cut_runs, joined_source
 from kompakt.compressor.store.artefacts import Artefacts
@@ -103,7 +103,7 @@ class Plan:
         """Return what came out, once all segments have their codes."""
         request = self._job.request
         parts = list(self._parts())
-        positions = sum(part.n_positions for part in parts if isinstance(part, EmbedsPart))
+        positions = sum(part.n_positions for part in parts if not isinstance(part, TextPart))
         positions += sum(run.n_tokens for run in self._runs)
         trace = StageTrace(
             self._encoder.name,
@@ -120,9 +120,7 @@ class Plan:
             outcome=Outcome(Status.COMPRESSED),
             tokens_before=self._job.tokens_before,
             tokens_after=positions,
-            n_bytes=sum(
-                part.n_bytes if isinstance(part, EmbedsPart) else len(part.source.text.encode()) for part in parts
-            ),
+            n_bytes=sum(len(part.text.encode()) if isinstance(part, TextPart) else part.n_bytes for part in parts),
             trace=(trace,),
             sources=request.documents,
             state=self._state(),
@@ -206,13 +204,10 @@ class Plan:
                 own = [*vectors[index], self._encoder.after_text()]
                 if index == last:
                     own.append(self._encoder.after_context())
-                yield self._part(torch.cat([one for one in own if one is not None]), run.source)
+                yield self._encoder.make_part(torch.cat([one for one in own if one is not None]), run.source)
             elif index == last:
                 source = joined_source([self._runs[one] for one in vectors])
-                yield self._part(vectors[index][-1], source)
-
-    def _part(self, vectors: torch.Tensor, source: TextPart) -> EmbedsPart:
-        return EmbedsPart(vectors, self._encoder.space, source, self._encoder.placement)
+                yield self._encoder.make_part(vectors[index][-1], source)
 
     def _state(self) -> State | None:
         if not self._encoder.is_sequential or self._prefix is None:

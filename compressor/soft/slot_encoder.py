@@ -1,4 +1,4 @@
-"""The base of compressors whose output is embeddings: segments in, a few vectors for each out."""
+"""The base of compressors that write slots: segments in, a few vectors for each out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kompakt.compressor.base import Compressor, Request, open_job, request_group
 from kompakt.compressor.errors import ConfigError
 from kompakt.compressor.models.causal_lm import CausalLM, Dtype
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
-from kompakt.compressor.parts import Placement
+from kompakt.compressor.parts import CachePart, EmbedsPart, Placement, TextPart
 from kompakt.compressor.results import fits
 from kompakt.compressor.soft.checkpoint import Checkpoint, ModelReference, read_checkpoint, write_checkpoint
 from kompakt.compressor.soft.decoder import load_decoder
@@ -128,6 +128,10 @@ class SlotEncoder(Compressor):
     def accumulates(self) -> bool:
         """Whether a context keeps the vectors of all its segments, not those of the last one alone."""
         return True
+
+    def make_part(self, vectors: torch.Tensor, source: TextPart) -> EmbedsPart | CachePart:
+        """Return what the decoder reads, from the vectors ``[m, D]`` of a text; by default in place of embeddings."""
+        return EmbedsPart(vectors, self.space, source, self.placement)
 
     @property
     def placement(self) -> Placement:
