@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from kompakt.compressor.errors import InputError
+from kompakt.compressor.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -195,6 +195,30 @@ class CachePart:
     def n_bytes(self) -> int:
         """Size of the keys and values."""
         return sum(int(tensor.nbytes) for tensor in (*self.keys, *self.values))
+
+    def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> CachePart:
+        """Return the part on another device or in another number format; tensors that have both already are shared.
+
+        Args:
+            device: Where to, such as ``"cpu"`` or ``"cuda:0"``; None for where they are.
+            dtype: A floating-point type, such as ``torch.bfloat16``; None for the one that they have.
+
+        Raises:
+            ConfigError: If there is no such device, or the type is not floating point.
+        """
+        import torch
+
+        if dtype is not None and not dtype.is_floating_point:
+            raise ConfigError(f"keys and values must be floating point, such as torch.bfloat16, got {dtype}")
+        try:
+            place = None if device is None else torch.empty(0, device=device).device
+        # a build of torch without a kind of device asserts that it has it
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"there is no device {str(device)!r} here: {error}") from error
+        keys, values = (
+            tuple(tensor.to(device=place, dtype=dtype) for tensor in several) for several in (self.keys, self.values)
+        )
+        return replace(self, keys=keys, values=values)
 
 
 def made_for_another(theirs: str, own: str) -> str:
