@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -177,7 +177,20 @@ def _load_network(folder: Path, dtype: torch.dtype, device: str, *, plain_rope: 
     loaded.to(device)  # type: ignore[arg-type]
     loaded.eval()  # type: ignore[no-untyped-call]
     loaded.requires_grad_(False)
+    head = _head(loaded)
+    if head is not None:
+        head.register_forward_pre_hook(_without_gaps)
     return loaded
+
+
+def _without_gaps(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the states that a head is given with strides of their own.
+
+    The last of many states keep the strides of all, and torch would copy the whole head to multiply them by it.
+    """
+    del head
+    states = inputs[0]
+    return states.reshape(-1, states.shape[-1]).reshape(states.shape)
 
 
 def scales_rope(folder: Path) -> bool:
@@ -226,9 +239,8 @@ def _hidden(network: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def _head(network: PreTrainedModel) -> torch.nn.Module:
-    head: torch.nn.Module = network.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return head
+def _head(network: PreTrainedModel) -> Any:  # noqa: ANN401 (some models have none)
+    return network.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
 def tokenize(lm: CausalLM, texts: Sequence[str]) -> list[Tokens]:
