@@ -7,18 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from kompakt.compressor.errors import ModelError
+from kompakt.compressor.models.official.decoder_weights import decoder_and_own
 from kompakt.compressor.models.official.folders import Outline, copy_tokenizer, outline, reference_inside
-from kompakt.compressor.models.official.tensors import (
-    Stored,
-    check_shapes,
-    open_model,
-    read_json,
-    write_json,
-    write_model,
-)
+from kompakt.compressor.models.official.tensors import open_model, read_json, write_json, write_model
 from kompakt.compressor.soft.auto_compressor import AutoCompressor
 from kompakt.compressor.soft.checkpoint import Checkpoint
 from kompakt.compressor.soft.decoder import NO_POSITION
@@ -29,7 +21,6 @@ _STANDARD: Final = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"
 
 _OWN_FIELDS: Final = ("summary_length", "accumulate_summary", "segment_gradient_checkpointing", "auto_map")
 _TABLE: Final = "embed_summary.weight"
-_HEAD: Final = "lm_head.weight"
 _DECODER: Final = "decoder"
 
 
@@ -53,18 +44,19 @@ def convert(source: Path, folder: Path, *, tokenizer: Path | None = None) -> Che
     own = {key: value for key, value in raw.items() if key not in _OWN_FIELDS}
     write_json(decoder / "config.json", own | {"architectures": [_STANDARD[raw["model_type"]]]})
     empty = outline(decoder)
-    tensors = _tensors(source, empty, summary_length)
-    table = tensors.pop(_TABLE).read()
-    rows = next(one.shape[0] for name, one in tensors.items() if name.endswith("embed_tokens.weight"))
+    table = {_TABLE: (summary_length, empty.hidden_size)}
+    weights, own_tensors = decoder_and_own(open_model(source), empty, table, source)
+    rows = next(one.shape[0] for name, one in weights.items() if name.endswith("embed_tokens.weight"))
     copy_tokenizer(tokenizer or source, decoder, n_rows=rows)
-    write_model(decoder, tensors)
+    write_model(decoder, weights)
     settings = {
         "rates": _rates(empty, summary_length),
         "summary_length": summary_length,
         "accumulate_summary": accumulates,
         "lora": asdict(Lora(rank=0)),
     }
-    return Checkpoint(AutoCompressor.name, settings, {"base": reference_inside(folder, _DECODER)}, {_TABLE: table})
+    base = reference_inside(folder, _DECODER)
+    return Checkpoint(AutoCompressor.name, settings, {"base": base}, {_TABLE: own_tensors[_TABLE].read()})
 
 
 def _settings(raw: Mapping[str, Any], source: Path) -> tuple[int, bool]:
@@ -89,33 +81,6 @@ def _settings(raw: Mapping[str, Any], source: Path) -> tuple[int, bool]:
     if not isinstance(accumulates, bool):
         raise ModelError(f"{where} must have true or false as accumulate_summary, got {accumulates!r}")
     return length, accumulates
-
-
-def _tensors(source: Path, empty: Outline, summary_length: int) -> dict[str, Stored]:
-    """Return what the decoder needs, in its own order, and the table."""
-    stored = {name: one for name, one in open_model(source).items() if not name.endswith("rotary_emb.inv_freq")}
-    expected = dict(empty.shapes) | {_TABLE: (summary_length, empty.hidden_size)}
-    # a file of tied weights may hold them once or twice
-    is_tied = empty.model.config.get_text_config().tie_word_embeddings
-    given_head = stored.get(_HEAD)
-    if is_tied and given_head is None:
-        expected.pop(_HEAD, None)
-    check_shapes(
-        expected, stored, str(source), "Copy the whole release again, with the config.json that belongs to it"
-    )
-    if is_tied and given_head is not None:
-        _check_tied(source, stored)
-        expected.pop(_HEAD)
-    return {name: stored[name] for name in expected}
-
-
-def _check_tied(source: Path, stored: Mapping[str, Stored]) -> None:
-    name = next(name for name in stored if name.endswith("embed_tokens.weight"))
-    if not torch.equal(stored[_HEAD].read(), stored[name].read()):
-        raise ModelError(
-            f"{_HEAD} and {name} in {source} differ, and its config.json says that they are one "
-            "(tie_word_embeddings): set that to false there if it is wrong"
-        )
 
 
 def _rates(empty: Outline, summary_length: int) -> list[int]:
