@@ -204,12 +204,14 @@ def join_results(sources: Sequence[Document], results: Sequence[Compressed], tok
 
 
 def _join_forms(sources: Sequence[Document], results: Sequence[Compressed], tokenizer: Tokenizer) -> Compressed:
-    """Join results of which some hold vectors or caches, each of one document."""
+    """Join results of which some hold vectors or caches; a cache stands where the first of its documents would."""
     own: dict[str, list[Part]] = {}
     for result in results:
         for part in result.parts:
             if not isinstance(part, TextPart):
                 own.setdefault(part.spans[0].document_id, []).append(part)
+                for span in part.spans:
+                    own.setdefault(span.document_id, [])
                 continue
             for name, pieces in by_document(replace(result, parts=(part,))).items():
                 own.setdefault(name, []).extend([to_part([pieces])] if pieces else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kompakt.compressor.errors import ValidityError
+from kompakt.compressor.parts import CachePart
 from kompakt.compressor.results import fragments_of, joined_text
 from kompakt.compressor.types import Compressed, Document, Kind, TextPart
 from kompakt.compressor.units.json_tree import is_json
@@ -65,9 +66,12 @@ def _check_spans(result: Compressed, sources: dict[str, Document]) -> None:
 
 def _check_protected(result: Compressed) -> None:
     kept: dict[str, list[tuple[int, int]]] = {}
-    for span in (span for part in result.parts if isinstance(part, TextPart) for span in part.spans):
-        if span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
-            kept.setdefault(span.document_id, []).append((span.start, span.end))
+    for part in result.parts:
+        for span in part.spans:
+            # a cache says of which spans all positions were kept
+            survives = isinstance(part, TextPart) or (isinstance(part, CachePart) and span.protected)
+            if survives and span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
+                kept.setdefault(span.document_id, []).append((span.start, span.end))
     for source in result.sources:
         for start, end in source.protected:
             if not _covers(kept.get(source.id or "", []), start, end):

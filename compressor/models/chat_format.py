@@ -44,6 +44,7 @@ def chat_format(name_or_path: str | os.PathLike[str]) -> ChatFormat | None:
 
 @functools.lru_cache(maxsize=16)
 def _read(folder: Path, fingerprint: str) -> ChatFormat | None:
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     del fingerprint
@@ -56,9 +57,12 @@ def _read(folder: Path, fingerprint: str) -> ChatFormat | None:
     if not full.chat_template:
         return None
     message = [{"role": "user", "content": _CONTENT}]
-    written = full.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    try:
+        written = full.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ModelError(f"the chat template in {folder} cannot write a single message of a user: {error}") from error
     head, found, tail = str(written).partition(_CONTENT)
-    if not found:
-        raise ModelError(f"the chat template in {folder} does not write the message as it is")
+    if not found or _CONTENT in tail:
+        raise ModelError(f"the chat template in {folder} does not write the message as it is, and once")
     encoded = (full.encode(piece, add_special_tokens=False) for piece in (head, tail))
     return ChatFormat(*(tuple(ids) for ids in encoded))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ def new_cache() -> DynamicCache:
 
 def cache_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
     """Return the keyword argument by which a model's forward pass takes a cache."""
-    return {_argument_name(type(model)): cache}
+    return {_argument_name(type(model).forward): cache}
 
 
 @functools.cache
-def _argument_name(model_class: type[PreTrainedModel]) -> str:
+def _argument_name(forward: Callable[..., object]) -> str:
     # transformers 5.24 renamed it, one class of model after the other
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -39,6 +39,11 @@ def compressor(request, tmp_path_factory):
         from tiny_models import save_model
 
         return load("selective-context", model=str(save_model(tmp_path_factory.mktemp("models") / "tiny")))
+    if request.param == "gemfilter":
+        from soft_parts import save_decoder
+
+        folder = save_decoder(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
+        return load("gemfilter", model=str(folder), dtype="float32", device="cpu")
     return load(request.param)
 
 
@@ -255,7 +260,7 @@ def test_to_forget_changes_no_result(compressor):
 def test_class_describes_itself(name):
     cls = compressor_class(name)
     assert cls.name == name
-    assert cls.emits in ("text", "embeds")
+    assert cls.emits in ("text", "embeds", "cache")
     assert cls.locality in ("segment", "sequential", "global")
     assert cls.removes in ("redundancy", "content")
     assert cls.__doc__

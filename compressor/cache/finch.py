@@ -1,0 +1,168 @@
+"""Finch: read a context in chunks, and keep of each what the question attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+
+from kompakt.compressor.cache.cache_compressor import CacheCompressor
+from kompakt.compressor.cache.context import CacheContext
+from kompakt.compressor.cache.observed import Attended, observable, observing
+from kompakt.compressor.cache.rotary import has_rotations, rotated, unrotated
+from kompakt.compressor.cache.scoring import best_positions
+from kompakt.compressor.errors import ConfigError, InputError
+from kompakt.compressor.models.key_value_caches import cache_argument, new_cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What one layer has kept so far.
+
+    Keys are kept without a rotation and in fp32, so that no error grows as they move with every chunk.
+
+    Args:
+        keys: Keys of the beginning and of what was kept, ``[H_kv, first + r, D_head]``.
+        values: Their values, in the decoder's number format.
+        indices: Which of the context's tokens were kept, ``[r]``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    indices: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Tokens ``[start, end)`` of a context that are read at once, and how many positions are kept afterwards."""
+
+    start: int
+    end: int
+    n_keep: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finch(CacheCompressor):
+    """Read a context of any length chunk by chunk before the question, and keep what the question attends to.
+
+    Each chunk is read behind what was kept of those before, with the question behind it. All heads of a layer keep
+    the same positions, each layer its own. What is kept moves together, so that a context may be longer than what the
+    decoder reads at once; the kept positions, a chunk and the question may not. No training.
+
+    Source: Corallo and Papotti 2024, "FINCH: Prompt-guided Key-Value Cache Compression", section 3.
+
+    Args:
+        chunk_tokens: Tokens of the context that are read at once.
+
+    Raises:
+        ConfigError: If an option makes no sense.
+    """
+
+    name: ClassVar[str] = "finch"
+    uses_query = True
+
+    chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk_tokens < 1:
+            raise ConfigError(f"chunk_tokens must be at least 1, got {self.chunk_tokens}")
+
+    def compute(self, context: CacheContext, n_keep: int) -> torch.Tensor:
+        """Read a context chunk by chunk; see ``CacheCompressor.compute``.
+
+        Raises:
+            InputError: If there is no question, or a step is longer than the decoder reads.
+        """
+        if not context.after:
+            raise InputError("finch keeps what a question attends to: give query=, or use expected-attention")
+        steps = self._steps(context, n_keep)
+        self._check_lengths(context, steps)
+        kept: list[_Kept] = []
+        for step in steps:
+            kept = self._read_chunk(context, step, kept)
+        first = context.first
+        keys = torch.stack([self._placed(one.keys, layer)[:, first:] for layer, one in enumerate(kept)])
+        values = torch.stack([one.values[:, first:] for one in kept])
+        return torch.stack([keys.to(values.dtype), values])
+
+    def _steps(self, context: CacheContext, n_keep: int) -> list[_Step]:
+        """Return which tokens are read at a time, and how many are kept then: the same share after every chunk."""
+        n_tokens = len(context.ids)
+        return [
+            _Step(start, end, max(n_keep * end // n_tokens, sum(index < end for index in context.protected)))
+            for start, end in pairwise([*range(0, n_tokens, self.chunk_tokens), n_tokens])
+        ]
+
+    def _check_lengths(self, context: CacheContext, steps: Sequence[_Step]) -> None:
+        n_kept = [0, *(step.n_keep for step in steps)]
+        n_around = context.first + len(context.after)
+        longest, most = max(
+            (n_around + known + step.end - step.start, known) for known, step in zip(n_kept, steps, strict=False)
+        )
+        if longest > self.lm.context_length:
+            raise InputError(
+                f"finch would read {longest} positions at once, {most} of them kept ones and {len(context.after)} of "
+                f"the question, and {self.decoder} reads at most {self.lm.context_length}: lower the budget or "
+                f"chunk_tokens, which is {self.chunk_tokens}"
+            )
+
+    def _read_chunk(self, context: CacheContext, step: _Step, kept: Sequence[_Kept]) -> list[_Kept]:
+        """Read the next chunk and the question behind what was kept; return what is kept then, for each layer."""
+        body = observable(self.lm)
+        cache = new_cache()
+        for layer, one in enumerate(kept):
+            cache.update(self._placed(one.keys, layer).to(one.values.dtype)[None], one.values[None], layer)
+        ids = [*(() if kept else context.before), *context.ids[step.start : step.end], *context.after]
+        n_before = kept[0].keys.shape[1] if kept else 0
+        positions = torch.arange(n_before, n_before + len(ids), device=body.device)
+        result: list[_Kept] = []
+
+        def observe(attended: Attended) -> None:
+            result.append(self._select(attended, context, step, kept[attended.layer] if kept else None))
+
+        with observing(observe):
+            body(
+                input_ids=torch.tensor([ids], device=body.device),
+                attention_mask=torch.ones(1, n_before + len(ids), dtype=torch.long, device=body.device),
+                position_ids=positions[None],
+                **cache_argument(body, cache),
+                use_cache=True,
+            )
+        return result
+
+    def _select(self, attended: Attended, context: CacheContext, step: _Step, kept: _Kept | None) -> _Kept:
+        """Return the best of the context's positions that a layer holds, with the beginning."""
+        n_known = attended.keys.shape[1] - len(context.after)
+        n_before = n_known - (step.end - step.start) if kept else 0
+        new = attended.keys[:, n_before:n_known].float()
+        if has_rotations(self.lm):
+            new = unrotated(new, torch.arange(n_before, n_known), attended.layer, self.lm)
+        keys = torch.cat([kept.keys, new], dim=1) if kept else new
+        values = attended.values[:, :n_known]
+        own = torch.arange(step.start, step.end)
+        indices = torch.cat([kept.indices, own]) if kept else own
+        if step.n_keep >= len(indices):
+            return _Kept(keys, values, indices)
+        protected = torch.isin(indices, torch.tensor(context.protected, dtype=torch.long)).nonzero()[:, 0]
+        chosen = best_positions(_scores(attended, context), protected.tolist(), step.n_keep)
+        beginning = torch.arange(context.first, device=chosen.device)
+        places = torch.cat([beginning, chosen + context.first])
+        return _Kept(keys[:, places], values[:, places], indices[chosen.cpu()])
+
+    def _placed(self, keys: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return keys without rotation as they are at positions 0, 1, ..."""
+        return rotated(keys, torch.arange(keys.shape[1]), layer, self.lm) if has_rotations(self.lm) else keys
+
+
+def _scores(attended: Attended, context: CacheContext) -> torch.Tensor:
+    """Return the question's attention to each of the context's positions, summed over heads, ``[c + m]``."""
+    n_keys, n_question = attended.keys.shape[1], len(context.after)
+    last = n_keys - n_question
+    # a row that is spread over more positions has less for each
+    weights = torch.arange(last + 1, n_keys + 1) / (last - context.first)
+    received = attended.received(attended.queries.shape[1] - n_question, weights)
+    return received.sum(dim=0)[context.first : last]
