@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 GROUP: Final = "kompakt.compressors"
 
 BUILTIN: Final = {
+    "500x-compressor": "kompakt.compressor.cache.five_hundred_x_compressor:FiveHundredXCompressor",
+    "activation-beacon": "kompakt.compressor.cache.activation_beacon:ActivationBeacon",
     "arc-encoder": "kompakt.compressor.soft.arc_encoder:ARCEncoder",
     "auto-compressor": "kompakt.compressor.soft.auto_compressor:AutoCompressor",
     "compllm": "kompakt.compressor.soft.compllm:CompLLM",
     "dedup": "kompakt.compressor.text.dedup:Dedup",
     "default": "kompakt.compressor.text.default:Default",
+    "expected-attention": "kompakt.compressor.cache.expected_attention:ExpectedAttention",
     "extensible-tokenization": "kompakt.compressor.soft.extensible_tokenization:ExtensibleTokenization",
     "extractive": "kompakt.compressor.text.extractive:Extractive",
+    "finch": "kompakt.compressor.cache.finch:Finch",
+    "gemfilter": "kompakt.compressor.cache.gem_filter:GemFilter",
     "icae": "kompakt.compressor.soft.icae:ICAE",
     "lexical": "kompakt.compressor.text.lexical:Lexical",
     "mmr": "kompakt.compressor.text.mmr:MaximalMarginalRelevance",
     "selective-context": "kompakt.compressor.text.selective_context:SelectiveContext",
+    "snapkv": "kompakt.compressor.cache.snapkv:SnapKV",
     "structured": "kompakt.compressor.text.structured:Structured",
 }
 

@@ -22,7 +22,7 @@ class CacheSlotEncoder(SlotEncoder):
     like any others; ``flattened`` and ``unflattened`` lead there and back.
     """
 
-    emits = "cache"
+    emits = "cache"  # type: ignore[assignment]
 
     @property
     @abstractmethod

@@ -11,6 +11,7 @@ from kompakt.compressor.evaluation import runner
 from kompakt.compressor.evaluation.evaluate import Settings, evaluate, load_reader
 from kompakt.compressor.evaluation.rows import RunFolder
 from kompakt.compressor.evaluation.runner import Contender
+from kompakt.compressor.registry import compressor_class, compressor_names
 
 TOLL = "Rome is old. The toll was three groats. A mill burned."
 TOWER = "The tower is tall. Parler built it. It stands on a rock."
@@ -208,7 +209,9 @@ def test_single_tasks_may_have_longer_contexts(settings):
 
 def test_what_cannot_be_used_here_is_left_out_with_the_reason(settings, empty_cache, planned):
     done = evaluate(changed(settings, compressors=()))
-    assert set(done.left_out) == {"extractive", "selective-context"}
+    not_text = {name for name in compressor_names() if compressor_class(name).emits != "text"}
+    assert set(done.left_out) == not_text | {"extractive", "gemfilter", "selective-context"}
+    assert {done.left_out[name] for name in not_text} == {"it does not give text"}
     assert "kompakt models pull minilm-l6" in done.left_out["extractive"]
     assert {"lexical", "structured", "dedup", "default"} <= {one.name for one in done.summary.contenders}
 
