@@ -16,15 +16,17 @@ from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
 if TYPE_CHECKING:
     from kompakt.compressor.soft.checkpoint import Checkpoint
 
-METHODS: Final = ("arc-encoder", "auto-compressor", "icae")
+METHODS: Final = ("500x-compressor", "activation-beacon", "arc-encoder", "auto-compressor", "icae")
 """Methods whose authors released weights that can be converted."""
 
 _TAKES: Final = {
+    "500x-compressor": ("base", "alpha"),
+    "activation-beacon": ("base", "tokenizer"),
     "arc-encoder": ("decoders", "tokenizer", "encoder_config"),
     "auto-compressor": ("tokenizer",),
     "icae": ("base", "alpha", "marker"),
 }
-_NEEDS: Final = {"arc-encoder": ("decoders",), "auto-compressor": (), "icae": ("base",)}
+_NEEDS: Final = {"500x-compressor": ("base",), "arc-encoder": ("decoders",), "icae": ("base",)}
 _ON_COMMAND_LINE: Final = {"decoders": "--decoder", "encoder_config": "--encoder-config"}
 
 
@@ -45,16 +47,18 @@ def convert(
     Nothing is downloaded and no code of a release runs. A conversion that fails leaves nothing behind.
 
     Args:
-        method: ``auto-compressor``, ``arc-encoder`` or ``icae``.
-        source: The release on this machine: its folder; for ``icae`` also its file.
+        method: ``500x-compressor``, ``activation-beacon``, ``arc-encoder``, ``auto-compressor`` or ``icae``.
+        source: The release on this machine: its folder; for ``500x-compressor`` and ``icae`` also its file.
         folder: The checkpoint's folder; it must be new or empty.
-        base: For ``icae``: the model that the weights were trained for, a named model or the path of its folder.
+        base: For ``500x-compressor`` and ``icae``: the model that the weights were trained for, a named model or the
+            path of its folder. For ``activation-beacon``: the same; the checkpoint refers to it if the release holds
+            its weights unchanged, and else holds the release's own.
         decoders: For ``arc-encoder``: the decoders, in the order of the release.
-        tokenizer: For ``arc-encoder`` and ``auto-compressor``: a folder with the ``tokenizer.json`` of the model
-            inside the checkpoint, if it is not in the release.
+        tokenizer: For ``activation-beacon``, ``arc-encoder`` and ``auto-compressor``: a folder with the
+            ``tokenizer.json`` of the model inside the checkpoint, if it is not in the release.
         encoder_config: For ``arc-encoder``: the ``params.json`` or ``config.json`` of the model that the encoder was
             made of; training runs do not hold it.
-        alpha: For ``icae``: the scale of the adapter, 32 by default.
+        alpha: For ``500x-compressor`` and ``icae``: the scale of the adapter, 32 by default.
         marker: For ``icae``: what follows the memory of a context by default: ``ft`` for fine-tuned weights, ``ae``,
             ``lm`` or ``none``, which is the default.
 
@@ -107,7 +111,7 @@ def _check_options(method: str, given: Mapping[str, Any]) -> None:
     if superfluous:
         taken = ", ".join(map(_spelling, _TAKES[method]))
         raise ConfigError(f"{method} takes no {', '.join(superfluous)}; it takes {taken}")
-    missing = [_spelling(name) for name in _NEEDS[method] if name not in given]
+    missing = [_spelling(name) for name in _NEEDS.get(method, ()) if name not in given]
     if missing:
         raise ConfigError(f"{method} needs {', '.join(missing)}: the models that its weights were trained for")
 
@@ -118,10 +122,18 @@ def _spelling(name: str) -> str:
 
 def _step(method: str) -> Callable[..., Checkpoint]:
     try:
-        from kompakt.compressor.models.official import arc_encoder, auto_compressor, icae
+        from kompakt.compressor.models.official import (
+            activation_beacon,
+            arc_encoder,
+            auto_compressor,
+            five_hundred_x,
+            icae,
+        )
     except ModuleNotFoundError as error:
         raise MissingExtraError("the conversion of weights", "local") from error
     steps: Mapping[str, Callable[..., Checkpoint]] = {
+        "500x-compressor": five_hundred_x.convert,
+        "activation-beacon": activation_beacon.convert,
         "arc-encoder": arc_encoder.convert,
         "auto-compressor": auto_compressor.convert,
         "icae": icae.convert,
