@@ -17,6 +17,7 @@ from kompakt.compressor import cli_input, cli_render
 from kompakt.compressor.cli_calibrate import calibrate_command
 from kompakt.compressor.cli_compress import How, Show, check, compress_files, compress_lines
 from kompakt.compressor.cli_eval import evaluate_command
+from kompakt.compressor.cli_fit import fit_command
 from kompakt.compressor.cli_inspect import inspect_command
 from kompakt.compressor.cli_options import (
     CompressorName,
@@ -90,6 +91,7 @@ app.add_typer(store_app, name="store")
 app.command("inspect")(inspect_command)
 app.command("eval")(evaluate_command)
 app.command("calibrate")(calibrate_command)
+app.command("fit")(fit_command)
 
 
 def main() -> NoReturn:
@@ -276,11 +278,20 @@ def pull_models(
 
 @models_app.command("convert")
 def convert_weights(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="auto-compressor, arc-encoder or icae.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD", help="500x-compressor, activation-beacon, arc-encoder, auto-compressor or icae."
+        ),
+    ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="What the authors released, on this machine.")],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the checkpoint goes; new or empty.")],
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="icae: the model that the weights were trained for.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="500x-compressor, activation-beacon, icae: the model that the weights were trained for.",
+        ),
     ] = None,
     decoder: Annotated[
         list[str] | None,
@@ -294,7 +305,7 @@ def convert_weights(
         typer.Option(metavar="FILE", help="arc-encoder: params.json or config.json of the model behind the encoder."),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(metavar="N", help="icae: the adapter's scale, 32 if not given.")
+        float | None, typer.Option(metavar="N", help="500x-compressor, icae: the adapter's scale, 32 if not given.")
     ] = None,
     marker: Annotated[
         str | None,
