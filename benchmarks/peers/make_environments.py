@@ -20,10 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from peers import ENVIRONMENTS, PEERS, interpreter
+from peers import CACHE_PEERS, ENVIRONMENTS, PEERS, interpreter
 
 STAMP = "requirements.sha256"
 """Written last into each environment."""
+
+ALL = {**PEERS, **CACHE_PEERS}
 
 
 def fingerprint(requirements: Sequence[Sequence[str]]) -> str:
@@ -57,18 +59,18 @@ def run(command: Sequence[str]) -> None:
 
 def chosen(names: Sequence[str]) -> list[str]:
     """Return the environments that the named peers need, each once."""
-    return list(dict.fromkeys(PEERS[name].environment for name in names))
+    return list(dict.fromkeys(ALL[name].environment for name in names))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}; all by default")
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(ALL)}; all by default")
     args = parser.parse_args()
-    if unknown := sorted(set(args.peers) - set(PEERS)):
-        parser.error(f"no peer is named {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    if unknown := sorted(set(args.peers) - set(ALL)):
+        parser.error(f"no peer is named {', '.join(unknown)}; there are {', '.join(ALL)}")
     failed = []
-    for name in chosen(args.peers or list(PEERS)):
+    for name in chosen(args.peers or list(ALL)):
         environment = args.folder.resolve() / name
         if is_made(environment, ENVIRONMENTS[name]):
             print(f"{name}: is there", flush=True)

@@ -50,6 +50,10 @@ ENVIRONMENTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyTyp
         "llmslim": (_TORCH, ("llmslim==0.11.2", *_SENTENCE_TRANSFORMERS)),
         "entroly": (("entroly==1.0.87", "entroly-core==1.0.87"),),
         "ragcompress": (_TORCH, ("ragcompress==0.1.0", *_SENTENCE_TRANSFORMERS)),
+        "kvpress": (
+            _TORCH,
+            ("kvpress==0.5.5", "transformers==5.2.0", "accelerate==1.15.0", "datasets==5.2.0", "numpy==2.4.6"),
+        ),
     }
 )
 """Each environment's calls of ``pip install``, in order. torch comes first, so that no other package chooses it."""
@@ -128,6 +132,17 @@ def _specs() -> tuple[PeerSpec, ...]:
 PEERS: Final[Mapping[str, PeerSpec]] = MappingProxyType({spec.name: spec for spec in _specs()})
 """The peers by name."""
 
+CACHE_PEERS: Final[Mapping[str, PeerSpec]] = MappingProxyType(
+    {
+        "kvpress": PeerSpec(
+            "kvpress", "kvpress", "0.5.5", "run_kvpress.py", "kvpress", uses_query=True,
+            arguments=("bfloat16", "1"), models=("smollm2-135m",),
+            note="gives no text: its runner answers by itself",
+        ),
+    }
+)  # fmt: skip
+"""Peers that keep keys and values. They are asked by ``Peer.ask`` alone, since there is nothing to hand over."""
+
 
 class Peer(Compressor):
     """A rival tool in its own environment, which is started with the first request and then reused.
@@ -199,9 +214,7 @@ class Peer(Compressor):
             return fits(request.documents, tokens_before, self.name, 0.0)
         if max_tokens < 1:
             raise BudgetError(f"keep={request.budget.keep} of {tokens_before} tokens leaves no token")
-        answer, note = self._ask(_message(request, tokens_before, max_tokens))
-        if "error" in answer:
-            raise CompressionError(f"{self.name} failed: {answer['error']}")
+        answer, note = self.ask(_message(request, tokens_before, max_tokens))
         text = str(answer["text"])
         tokens_after = request.tokenizer.count(text)
         return Compressed(
@@ -215,19 +228,29 @@ class Peer(Compressor):
             sources=request.documents,
         )
 
-    def _ask(self, message: dict[str, object]) -> tuple[dict, str]:
-        """Return the runner's answer, and the reason if it had to be restarted for it."""
+    def ask(self, message: dict[str, object]) -> tuple[dict, str]:
+        """Return the runner's answer to a message, and the reason if it had to be restarted for it.
+
+        Raises:
+            ConfigError: If the tool's environment is missing, or holds another version.
+            CompressionError: If the tool fails on it, or its runner dies or times out on it twice.
+        """
         self._n_asked += 1
         row = {"id": self._n_asked, **message}
+        note = ""
         try:
-            return self._running().ask(row, self.seconds), ""
+            answer = self._running().ask(row, self.seconds)
         except _Gone as first:
             self.close()
+            note = f"restarted: {first}"
             try:
-                return self._running().ask(row, self.seconds), f"restarted: {first}"
+                answer = self._running().ask(row, self.seconds)
             except _Gone as second:
                 self.close()
                 raise CompressionError(f"{self.name} failed twice: {second}") from second
+        if "error" in answer:
+            raise CompressionError(f"{self.name} failed: {answer['error']}")
+        return answer, note
 
     def _running(self) -> _Process:
         if self._process is None:
