@@ -55,7 +55,8 @@ class Finch(CacheCompressor):
     Source: Corallo and Papotti 2024, "FINCH: Prompt-guided Key-Value Cache Compression", section 3.
 
     Args:
-        chunk_tokens: Tokens of the context that are read at once.
+        chunk_tokens: The most tokens of the context that are read at once: fewer where the decoder would not read
+            them beside what was kept. The paper reads 256 to 1,024.
 
     Raises:
         ConfigError: If an option makes no sense.
@@ -64,7 +65,7 @@ class Finch(CacheCompressor):
     name: ClassVar[str] = "finch"
     uses_query = True
 
-    chunk_tokens: int = 512
+    chunk_tokens: int = 2048
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +76,12 @@ class Finch(CacheCompressor):
         """Read a context chunk by chunk; see ``CacheCompressor.compute``.
 
         Raises:
-            InputError: If there is no question, or a step is longer than the decoder reads.
+            InputError: If there is no question, or the decoder reads no token beside what is to be kept.
         """
         if not context.after:
             raise InputError("finch keeps what a question attends to: give query=, or use expected-attention")
-        steps = self._steps(context, n_keep)
-        self._check_lengths(context, steps)
         kept: list[_Kept] = []
-        for step in steps:
+        for step in self._steps(context, n_keep):
             kept = self._read_chunk(context, step, kept)
         first = context.first
         keys = torch.stack([self._placed(one.keys, layer)[:, first:] for layer, one in enumerate(kept)])
@@ -91,24 +90,24 @@ class Finch(CacheCompressor):
 
     def _steps(self, context: CacheContext, n_keep: int) -> list[_Step]:
         """Return which tokens are read at a time, and how many are kept then: the same share after every chunk."""
-        n_tokens = len(context.ids)
+        n_tokens, size = len(context.ids), self._chunk_size(context, n_keep)
         return [
             _Step(start, end, max(n_keep * end // n_tokens, sum(index < end for index in context.protected)))
-            for start, end in pairwise([*range(0, n_tokens, self.chunk_tokens), n_tokens])
+            for start, end in pairwise([*range(0, n_tokens, size), n_tokens])
         ]
 
-    def _check_lengths(self, context: CacheContext, steps: Sequence[_Step]) -> None:
-        n_kept = [0, *(step.n_keep for step in steps)]
-        n_around = context.first + len(context.after)
-        longest, most = max(
-            (n_around + known + step.end - step.start, known) for known, step in zip(n_kept, steps, strict=False)
-        )
-        if longest > self.lm.context_length:
+    def _chunk_size(self, context: CacheContext, n_keep: int) -> int:
+        room = self.lm.context_length - context.first - len(context.after)
+        # nothing is kept before the only chunk
+        if len(context.ids) <= min(self.chunk_tokens, room):
+            return max(1, len(context.ids))
+        if room <= n_keep:
             raise InputError(
-                f"finch would read {longest} positions at once, {most} of them kept ones and {len(context.after)} of "
-                f"the question, and {self.decoder} reads at most {self.lm.context_length}: lower the budget or "
-                f"chunk_tokens, which is {self.chunk_tokens}"
+                f"{self.decoder} reads {self.lm.context_length} positions at once; with {n_keep} kept ones, "
+                f"{context.first} before the context and {len(context.after)} of the question, no token of it can be "
+                "read: lower the budget"
             )
+        return min(self.chunk_tokens, room - n_keep)
 
     def _read_chunk(self, context: CacheContext, step: _Step, kept: Sequence[_Kept]) -> list[_Kept]:
         """Read the next chunk and the question behind what was kept; return what is kept then, for each layer."""

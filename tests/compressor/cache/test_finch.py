@@ -52,15 +52,24 @@ def test_a_context_longer_than_what_is_read_at_once(base):
     assert torch.isfinite(found).all()
 
 
-def test_steps_that_are_too_long_are_named_with_the_fix(base):
+def test_chunks_are_as_long_as_the_decoder_reads_beside_what_is_kept(base):
     context = context_of(3 * CONTEXT, n_after=8)
-    message = rf"read \d+ positions at once, \d+ of them kept ones and 8 of .* at most {CONTEXT}: lower the budget or"
-    for options, n_keep in (({"chunk_tokens": 512}, 900), ({"chunk_tokens": CONTEXT}, 10)):
-        with pytest.raises(InputError, match=message):
-            computed(made(base, **options), context, n_keep)
+    # 200 positions are kept, so that a chunk has the rest
+    rest = CONTEXT - context.first - 8 - 200
+    found, expected = (computed(made(base, chunk_tokens=size), context, 200) for size in (CONTEXT, rest))
+    assert torch.equal(found, expected)
     # nothing is kept before the only chunk is read
     context = context_of(CONTEXT - 9, n_after=8)
     assert computed(made(base, chunk_tokens=CONTEXT), context, 900).shape[-2] == 900
+
+
+def test_a_budget_that_leaves_no_room_to_read_is_named_with_the_fix(base):
+    context = context_of(3 * CONTEXT, n_after=8)
+    message = (
+        rf"reads {CONTEXT} positions at once; with 1016 kept ones, .* and 8 of the question, .*: lower the budget"
+    )
+    with pytest.raises(InputError, match=message):
+        computed(made(base), context, CONTEXT - 8)
 
 
 def test_a_context_without_a_question_is_refused_with_the_fix(base):
