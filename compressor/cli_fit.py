@@ -81,7 +81,7 @@ def fit_command(
     file, folder = _places(output)
     documents = cli_input.read_documents(files, encoding)
     try:
-        from kompakt.compressor.cache.cartridge_fitting import FitSettings, fit
+        from kompakt.compressor.cache.cartridge_fitting import FitSettings, fit_cartridge
         from kompakt.compressor.cache.part_files import save_cache
         from kompakt.compressor.cache.self_study import StudySettings
     except ModuleNotFoundError as error:
@@ -105,7 +105,7 @@ def fit_command(
     )
     began = time.perf_counter()
     with progress(quiet=quiet) as show:
-        done = fit(
+        done = fit_cartridge(
             documents,
             decoder=decoder,
             n_positions=positions,

@@ -11,7 +11,7 @@ from kompakt.compressor.types import Document
 from kompakt.compressor.units.segment import recognise
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NEED_MODELS = ("demo.py", "rag.py", "soft_prompt.py")
+NEED_MODELS = ("demo.py", "long_document_chat.py", "rag.py", "soft_prompt.py")
 OFFLINE = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in NEED_MODELS)
 
 
@@ -63,6 +63,19 @@ def test_soft_prompt_encodes_a_document_once(tmp_path):
     assert first.count("    vectors:") == 5
     again = run("soft_prompt.py", tmp_path, "short.md", "--store", "vectors.sqlite")
     assert " 0 segments encoded" in again
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_long_document_chat_reads_the_document_once_for_a_question(tmp_path):
+    texts = [(EXAMPLES / "data" / name).read_text(encoding="utf-8") for name in ("handbook.md", "postmortem.md")]
+    (tmp_path / "report.md").write_text("\n\n".join(texts), encoding="utf-8")
+    question = "Who approves emergency changes?"
+    asked = ["--ask", question, "--ask", "What was the cause?", "--ask", question, "--positions", "300"]
+    out = run("long_document_chat.py", tmp_path, "report.md", *asked, "--store", "caches.sqlite")
+    told = [line for line in out.splitlines() if "of keys and values" in line]
+    assert ["found in the store" in line for line in told] == [False, False, True]
+    assert all(line.strip().startswith("[300 of 21") for line in told)
 
 
 @pytest.mark.models

@@ -112,11 +112,11 @@ def fit_cartridge(
     dtype: Dtype = "auto",
     device: str | None = None,
     on_progress: Progress | None = None,
-) -> CachePart:
-    """Return a cache that stands for a text, fitted to what its decoder says with the text before it.
+) -> Fit:
+    """Fit a cache that stands for a text to what its decoder says with the text before it.
 
-    It is right where it is read behind what it was fitted behind: the chat format's beginning of a user's message, or
-    that of a text, and ``before``.
+    The cache is right where it is read behind what it was fitted behind: the chat format's beginning of a user's
+    message, or that of a text, and ``before``.
 
     Args:
         text: The text, or documents.
@@ -139,34 +139,6 @@ def fit_cartridge(
     Source: Eyuboglu et al. 2025, "Cartridges: Lightweight and general-purpose long context representations via
     self-study".
     """
-    return fit(
-        text,
-        decoder=decoder,
-        n_positions=n_positions,
-        n_steps=n_steps,
-        settings=settings,
-        folder=folder,
-        minutes=minutes,
-        dtype=dtype,
-        device=device,
-        on_progress=on_progress,
-    ).part
-
-
-def fit(
-    text: DocumentLike | Sequence[DocumentLike],
-    *,
-    decoder: str | os.PathLike[str] = "smollm2-135m",
-    n_positions: int = 128,
-    n_steps: int = 200,
-    settings: FitSettings | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    minutes: float | None = None,
-    dtype: Dtype = "auto",
-    device: str | None = None,
-    on_progress: Progress | None = None,
-) -> Fit:
-    """Do as ``fit_cartridge``, and tell of the losses too."""
     if n_steps < 0:
         raise ConfigError(f"n_steps must be at least 0, got {n_steps}")
     if minutes is not None and not minutes > 0:

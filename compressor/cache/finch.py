@@ -83,10 +83,11 @@ class Finch(CacheCompressor):
         kept: list[_Kept] = []
         for step in self._steps(context, n_keep):
             kept = self._read_chunk(context, step, kept)
-        first = context.first
-        keys = torch.stack([self._placed(one.keys, layer)[:, first:] for layer, one in enumerate(kept)])
-        values = torch.stack([one.values[:, first:] for one in kept])
-        return torch.stack([keys.to(values.dtype), values])
+        first, like = context.first, kept[0].values
+        made = like.new_empty(2, len(kept), *like[:, first:].shape)
+        for layer, one in enumerate(kept):
+            made[0, layer], made[1, layer] = self._placed(one.keys, layer)[:, first:], one.values[:, first:]
+        return made
 
     def _steps(self, context: CacheContext, n_keep: int) -> list[_Step]:
         """Return which tokens are read at a time, and how many are kept then: the same share after every chunk."""
@@ -115,6 +116,8 @@ class Finch(CacheCompressor):
         cache = new_cache()
         for layer, one in enumerate(kept):
             cache.update(self._placed(one.keys, layer).to(one.values.dtype)[None], one.values[None], layer)
+        # without anything before it, what is not kept of a layer need not be held until the last one
+        before = cache_argument(body, cache) if kept else {}
         ids = [*(() if kept else context.before), *context.ids[step.start : step.end], *context.after]
         n_before = kept[0].keys.shape[1] if kept else 0
         positions = torch.arange(n_before, n_before + len(ids), device=body.device)
@@ -128,29 +131,28 @@ class Finch(CacheCompressor):
                 input_ids=torch.tensor([ids], device=body.device),
                 attention_mask=torch.ones(1, n_before + len(ids), dtype=torch.long, device=body.device),
                 position_ids=positions[None],
-                **cache_argument(body, cache),
-                use_cache=True,
+                **before,
+                use_cache=bool(kept),
             )
         return result
 
     def _select(self, attended: Attended, context: CacheContext, step: _Step, kept: _Kept | None) -> _Kept:
         """Return the best of the context's positions that a layer holds, with the beginning."""
-        n_known = attended.keys.shape[1] - len(context.after)
-        n_before = n_known - (step.end - step.start) if kept else 0
-        new = attended.keys[:, n_before:n_known].float()
-        if has_rotations(self.lm):
-            new = unrotated(new, torch.arange(n_before, n_known), attended.layer, self.lm)
-        keys = torch.cat([kept.keys, new], dim=1) if kept else new
-        values = attended.values[:, :n_known]
+        n_before = kept.keys.shape[1] if kept else 0
         own = torch.arange(step.start, step.end)
         indices = torch.cat([kept.indices, own]) if kept else own
-        if step.n_keep >= len(indices):
-            return _Kept(keys, values, indices)
-        protected = torch.isin(indices, torch.tensor(context.protected, dtype=torch.long)).nonzero()[:, 0]
-        chosen = best_positions(_scores(attended, context), protected.tolist(), step.n_keep)
-        beginning = torch.arange(context.first, device=chosen.device)
-        places = torch.cat([beginning, chosen + context.first])
-        return _Kept(keys[:, places], values[:, places], indices[chosen.cpu()])
+        chosen = torch.arange(len(indices))
+        if step.n_keep < len(indices):
+            protected = torch.isin(indices, torch.tensor(context.protected, dtype=torch.long)).nonzero()[:, 0]
+            chosen = best_positions(_scores(attended, context), protected.tolist(), step.n_keep).cpu()
+        places = torch.cat([torch.arange(context.first), chosen + context.first])
+        old, new = places[places < n_before], places[places >= n_before]
+        keys = attended.keys[:, new].float()
+        if has_rotations(self.lm):
+            keys = unrotated(keys, new, attended.layer, self.lm)
+        if kept:
+            keys = torch.cat([kept.keys[:, old], keys], dim=1)
+        return _Kept(keys, attended.values[:, places], indices[chosen])
 
     def _placed(self, keys: torch.Tensor, layer: int) -> torch.Tensor:
         """Return keys without rotation as they are at positions 0, 1, ..."""

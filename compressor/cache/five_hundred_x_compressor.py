@@ -8,17 +8,14 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from kompakt.compressor.cache.slot_caches import CacheSlotEncoder, flattened
-from kompakt.compressor.errors import InputError
-from kompakt.compressor.models.batches import equal_width_batches, padded_width
-from kompakt.compressor.models.causal_lm import BATCH_TOKENS, CausalLM
+from kompakt.compressor.models.causal_lm import CausalLM
 from kompakt.compressor.models.key_value_caches import cache_argument, new_cache
 from kompakt.compressor.parts import Rope
 from kompakt.compressor.soft.allocation import balanced
-from kompakt.compressor.soft.decoder import body_of, embed, end_of_text
+from kompakt.compressor.soft.decoder import body_of, embed, embedding_batches, end_of_text
 from kompakt.compressor.soft.lora import Lora
 from kompakt.compressor.soft.module import SlotModule
 from kompakt.compressor.soft.plan import Segment
@@ -79,21 +76,13 @@ def last_keys_and_values(
     Raises:
         InputError: If a row is longer than the model reads.
     """
-    lengths = [len(row) for row in rows]
-    if lengths and max(lengths) > max_positions:
-        raise InputError(f"a segment takes {max(lengths)} positions and the model reads at most {max_positions}")
     results: dict[int, torch.Tensor] = {}
-    limit = BATCH_TOKENS["cuda" if body.device.type == "cuda" else "cpu"]
-    for places in equal_width_batches(lengths, longest=max_positions, max_tokens=limit):
-        width = padded_width(lengths[places[0]], longest=max_positions)
-        embeds = pad_sequence([rows[place].to(body.device, body.dtype) for place in places], batch_first=True)
-        embeds = nn.functional.pad(embeds, (0, 0, 0, width - embeds.shape[1]))
+    for places, inputs in embedding_batches(body, rows, max_positions=max_positions):
         cache = new_cache()
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=body.device)
-        body(inputs_embeds=embeds, attention_mask=mask, **cache_argument(body, cache), use_cache=True)
+        body(**inputs, **cache_argument(body, cache), use_cache=True)
         layers: list[Any] = list(cache.layers)
         for index, place in enumerate(places):
-            own = slice(lengths[place] - n_last, lengths[place])
+            own = slice(len(rows[place]) - n_last, len(rows[place]))
             keys, values = (
                 [tensor[index, :, own] for tensor in several]
                 for several in ([layer.keys for layer in layers], [layer.values for layer in layers])

@@ -13,6 +13,7 @@ from kompakt.compressor.cache.context import CacheContext
 from kompakt.compressor.cache.observed import Attended, observable, observing
 from kompakt.compressor.errors import InputError
 from kompakt.compressor.models.causal_lm import CausalLM
+from kompakt.compressor.soft.decoder import cache_shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,15 +68,16 @@ class ScoringCacheCompressor(CacheCompressor):
                 f"the context takes {len(ids)} positions with what stands around it, and {self.decoder} reads at "
                 f"most {self.lm.context_length}: use finch, which reads in chunks, or select text in a stage before"
             )
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        body = observable(self.lm)
+        n_layers, n_heads, width = cache_shape(self.lm)
+        kept = torch.empty(2, n_layers, n_heads, n_keep, width, dtype=body.dtype, device=body.device)
 
         def observe(attended: Attended) -> None:
-            kept.append(self.select(Seen(attended, context, self.lm), n_keep))
+            kept[0, attended.layer], kept[1, attended.layer] = self.select(Seen(attended, context, self.lm), n_keep)
 
-        body = observable(self.lm)
         with observing(observe):
             body(input_ids=torch.tensor([ids], device=body.device), use_cache=False)
-        return torch.stack([torch.stack(several) for several in zip(*kept, strict=True)])
+        return kept
 
     def select(self, seen: Seen, n_keep: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of one layer that are kept, ``[H_kv, n_keep, D_head]`` each."""

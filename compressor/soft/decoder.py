@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 import torch
@@ -157,10 +157,32 @@ def hidden_states(
     Raises:
         InputError: If a row is longer than the model reads.
     """
+    results: dict[int, torch.Tensor] = {}
+    for places, inputs in embedding_batches(body, rows, positions, max_positions=max_positions):
+        output = body(**inputs, use_cache=False)
+        for place, states in zip(places, output.last_hidden_state, strict=True):
+            results[place] = states[: len(rows[place])]
+    return [results[place] for place in range(len(rows))]
+
+
+def embedding_batches(
+    body: PreTrainedModel,
+    rows: Sequence[torch.Tensor],
+    positions: Sequence[torch.Tensor] | None = None,
+    *,
+    max_positions: int,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield batches of rows of embeddings, filled up behind their end; see ``hidden_states``.
+
+    Yields:
+        The places of a batch's rows, and what the decoder is to read.
+
+    Raises:
+        InputError: If a row is longer than the model reads.
+    """
     lengths = [len(row) for row in rows]
     if lengths and max(lengths) > max_positions:
         raise InputError(f"a segment takes {max(lengths)} positions and the model reads at most {max_positions}")
-    results: dict[int, torch.Tensor] = {}
     limit = BATCH_TOKENS["cuda" if body.device.type == "cuda" else "cpu"]
     for places in equal_width_batches(lengths, longest=max_positions, max_tokens=limit):
         width = padded_width(lengths[places[0]], longest=max_positions)
@@ -171,10 +193,7 @@ def hidden_states(
             ids = _padded([positions[place].to(body.device) for place in places], width)
         # a mask of ones tells the model that positions which begin anew are not texts packed into one row
         mask = torch.ones(len(places), width, dtype=torch.long, device=body.device)
-        output = body(inputs_embeds=embeds, attention_mask=mask, position_ids=ids, use_cache=False)
-        for place, states in zip(places, output.last_hidden_state, strict=True):
-            results[place] = states[: lengths[place]]
-    return [results[place] for place in range(len(rows))]
+        yield places, {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": ids}
 
 
 def _padded(rows: Sequence[torch.Tensor], width: int) -> torch.Tensor:

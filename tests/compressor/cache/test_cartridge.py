@@ -16,7 +16,7 @@ from soft_references import cartridge as reference  # noqa: E402
 
 from kompakt.compressor.backend import Prompt  # noqa: E402
 from kompakt.compressor.cache.cartridge import Cartridge, distillation_loss  # noqa: E402
-from kompakt.compressor.cache.cartridge_fitting import FitSettings, fit, fit_cartridge  # noqa: E402
+from kompakt.compressor.cache.cartridge_fitting import FitSettings, fit_cartridge  # noqa: E402
 from kompakt.compressor.cache.context import read_context  # noqa: E402
 from kompakt.compressor.cache.self_study import StudySettings  # noqa: E402
 from kompakt.compressor.errors import ConfigError, InputError, ModelError  # noqa: E402
@@ -68,14 +68,14 @@ def test_all_tokens_and_no_step_read_as_the_text(chat_base, is_chat):
     settings = dataclasses.replace(SETTINGS, is_chat=is_chat, before="Read: ")
     part = fit_cartridge(
         TEXT, decoder=chat_base, **SMALL | {"settings": settings, "n_positions": n_tokens}, n_steps=0
-    )
+    ).part
     ends = {"before": "Read: ", "after": "?!", "is_chat": is_chat}
     (made,), (whole,) = (reader.logits([Prompt(parts, **ends)]) for parts in ((part,), (ask(TEXT).parts[0],)))
     torch.testing.assert_close(made, whole[-len(made) :], **CLOSE)
 
 
 def test_every_family_reads_what_was_fitted(family):
-    part = fit_cartridge(TEXT, decoder=family, **SMALL, n_steps=2)
+    part = fit_cartridge(TEXT, decoder=family, **SMALL, n_steps=2).part
     reader = reader_of(family)
     made = begun(family, 16)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(base):
 def test_fitting_lowers_the_loss_of_conversations_that_it_never_saw(chat_base, targets):
     study = dataclasses.replace(STUDY, targets=targets, max_conversation=48, n_conversations=44)
     settings = dataclasses.replace(SETTINGS, batch_size=8, n_held_out=12, study=study)
-    made = fit(TEXT, decoder=chat_base, **SMALL | {"settings": settings}, n_steps=30)
+    made = fit_cartridge(TEXT, decoder=chat_base, **SMALL | {"settings": settings}, n_steps=30)
     assert len(made.losses) == 30
     assert made.held_out_after < made.held_out_before - 0.03
     assert made.held_out_teacher < made.held_out_before
@@ -128,7 +128,7 @@ def test_fitting_lowers_the_loss_of_conversations_that_it_never_saw(chat_base, t
 def test_frozen_positions_stay_and_the_others_do_not(base):
     settings = dataclasses.replace(SETTINGS, n_frozen=3)
     before, after = (
-        fit_cartridge(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=n) for n in (0, 3)
+        fit_cartridge(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=n).part for n in (0, 3)
     )  # fmt: skip
     for old, new in zip([*before.keys, *before.values], [*after.keys, *after.values], strict=True):
         assert old[:, :3].equal(new[:, :3])
@@ -143,10 +143,10 @@ def test_the_model_is_not_changed(base):
 
 
 def test_the_same_seed_gives_the_same_cache_and_another_seed_another(base):
-    one, two = (fit_cartridge(TEXT, decoder=base, **SMALL, n_steps=2) for _ in range(2))
+    one, two = (fit_cartridge(TEXT, decoder=base, **SMALL, n_steps=2).part for _ in range(2))
     assert one == two
     settings = dataclasses.replace(SETTINGS, seed=1)
-    assert fit_cartridge(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=2) != one
+    assert fit_cartridge(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=2).part != one
 
 
 class KilledError(Exception):
@@ -157,7 +157,7 @@ class KilledError(Exception):
 def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(chat_base, tmp_path, error):
     study = dataclasses.replace(STUDY, targets="chat")
     options = SMALL | {"settings": dataclasses.replace(SETTINGS, study=study), "decoder": chat_base, "n_steps": 8}
-    whole = fit(TEXT, **options)
+    whole = fit_cartridge(TEXT, **options)
 
     def tell(done, total, what):
         if (done, what) == (1, "conversations") or (done == 5 and what.startswith("steps")):
@@ -165,13 +165,13 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(chat_base, tmp
 
     folder = tmp_path / "run"
     with pytest.raises(error):
-        fit(TEXT, **options, folder=folder, on_progress=tell)
+        fit_cartridge(TEXT, **options, folder=folder, on_progress=tell)
     assert len(list(folder.glob("conversations-*.safetensors"))) == 1
     with pytest.raises(error):
         # the first batch of conversations is there: it is told of again
-        fit(TEXT, **options, folder=folder, on_progress=lambda *told: tell(*told) if told[0] != 1 else None)
+        fit_cartridge(TEXT, **options, folder=folder, on_progress=lambda *told: tell(*told) if told[0] != 1 else None)
     assert json.loads((folder / "checkpoint.json").read_text())["step"] == 5
-    resumed = fit(TEXT, **options, folder=folder)
+    resumed = fit_cartridge(TEXT, **options, folder=folder)
     assert resumed.losses == whole.losses
     assert resumed.part == whole.part
     assert (resumed.held_out_before, resumed.held_out_after) == (whole.held_out_before, whole.held_out_after)
@@ -179,32 +179,32 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(chat_base, tmp
 
 def test_a_kill_that_leaves_no_time_to_save_loses_the_steps_since_the_last_checkpoint(base, tmp_path, monkeypatch):
     options = SMALL | {"decoder": base}
-    whole = fit(TEXT, **options, n_steps=8)
-    fit(TEXT, **options, n_steps=3, folder=tmp_path)
+    whole = fit_cartridge(TEXT, **options, n_steps=8)
+    fit_cartridge(TEXT, **options, n_steps=3, folder=tmp_path)
     kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    fit(TEXT, **options, n_steps=5, folder=tmp_path)
+    fit_cartridge(TEXT, **options, n_steps=5, folder=tmp_path)
     # what was there after step 3, and a half-written file of a later one
     for file in tmp_path.iterdir():
         file.unlink()
     for name, content in kept.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "step-000005.safetensors").write_bytes(b"torn")
-    resumed = fit(TEXT, **options, n_steps=8, folder=tmp_path)
+    resumed = fit_cartridge(TEXT, **options, n_steps=8, folder=tmp_path)
     assert (resumed.losses, resumed.part) == (whole.losses, whole.part)
 
 
 def test_a_finished_run_does_nothing_again_and_can_be_made_longer(base, tmp_path):
     options = SMALL | {"decoder": base, "folder": tmp_path}
-    short = fit(TEXT, **options, n_steps=4)
+    short = fit_cartridge(TEXT, **options, n_steps=4)
     told = []
-    again = fit(TEXT, **options, n_steps=4, on_progress=lambda *what: told.append(what))
+    again = fit_cartridge(TEXT, **options, n_steps=4, on_progress=lambda *what: told.append(what))
     assert (again.part, again.losses) == (short.part, short.losses)
     assert {what for _, _, what in told} == {"conversations"}
-    longer = fit(TEXT, **options, n_steps=6)
+    longer = fit_cartridge(TEXT, **options, n_steps=6)
     assert longer.losses[:4] == short.losses
-    assert longer.part == fit(TEXT, **SMALL, decoder=base, n_steps=6).part
+    assert longer.part == fit_cartridge(TEXT, **SMALL, decoder=base, n_steps=6).part
     with pytest.raises(ConfigError, match="6 steps already, more than 5"):
-        fit(TEXT, **options, n_steps=5)
+        fit_cartridge(TEXT, **options, n_steps=5)
 
 
 @pytest.mark.parametrize(
@@ -218,32 +218,32 @@ def test_a_finished_run_does_nothing_again_and_can_be_made_longer(base, tmp_path
 )
 def test_the_folder_of_another_run_is_refused(base, tmp_path, changed, named):
     options = {"text": TEXT} | SMALL | {"decoder": base, "folder": tmp_path, "n_steps": 1}
-    fit(**options)
+    fit_cartridge(**options)
     with pytest.raises(ConfigError, match=named):
-        fit(**options | changed)
+        fit_cartridge(**options | changed)
 
 
 def test_damaged_files_are_named(base, tmp_path):
     options = SMALL | {"decoder": base, "folder": tmp_path, "n_steps": 1}
-    fit(TEXT, **options)
+    fit_cartridge(TEXT, **options)
     (tmp_path / "step-000001.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match=r"checkpoint in .* is damaged"):
-        fit(TEXT, **options)
+        fit_cartridge(TEXT, **options)
     (tmp_path / "conversations-00000.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match=r"conversations-00000\.safetensors is damaged"):
-        fit(TEXT, **options)
+        fit_cartridge(TEXT, **options)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ModelError, match="must be an object"):
-        fit(TEXT, **options)
+        fit_cartridge(TEXT, **options)
 
 
 def test_time_that_is_up_leaves_what_is_reached(base, tmp_path):
     options = SMALL | {"decoder": base, "folder": tmp_path, "n_steps": 50}
-    nothing = fit(TEXT, **options, minutes=1e-9)
+    nothing = fit_cartridge(TEXT, **options, minutes=1e-9)
     assert nothing.losses == ()
-    assert nothing.part == fit(TEXT, **SMALL, decoder=base, n_steps=0).part
-    assert fit(TEXT, **options | {"n_steps": 2}).part != nothing.part
-    assert len(fit(TEXT, **options, minutes=1e-9).losses) == 2
+    assert nothing.part == fit_cartridge(TEXT, **SMALL, decoder=base, n_steps=0).part
+    assert fit_cartridge(TEXT, **options | {"n_steps": 2}).part != nothing.part
+    assert len(fit_cartridge(TEXT, **options, minutes=1e-9).losses) == 2
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_time_that_is_up_leaves_what_is_reached(base, tmp_path):
 )
 def test_what_makes_no_sense_is_refused(base, changed, error, named):
     with pytest.raises(error, match=named):
-        fit(**{"text": TEXT} | SMALL | {"decoder": base} | changed)
+        fit_cartridge(**{"text": TEXT} | SMALL | {"decoder": base} | changed)
 
 
 @pytest.mark.parametrize(
@@ -281,4 +281,4 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 def test_a_loss_that_is_no_number_ends_the_run(base, tmp_path):
     settings = dataclasses.replace(SETTINGS, learning_rate=1e30)
     with pytest.raises(ModelError, match="smaller learning_rate"):
-        fit(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=20, folder=tmp_path)
+        fit_cartridge(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=20, folder=tmp_path)
