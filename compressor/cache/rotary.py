@@ -124,7 +124,8 @@ def _rotary(lm: CausalLM) -> Any:  # noqa: ANN401 (each model has its own class)
 def _tables(positions: torch.Tensor, layer: int, lm: CausalLM) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines ``[*, m, D_head]``; some models have others for layers with a window."""
     rotary = _rotary(lm)
-    ids = torch.atleast_2d(positions.to(lm.model.device))
+    ids = positions.to(lm.model.device)
+    ids = ids if ids.dim() == 2 else ids[None]
     kind = {}
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         kind = {"layer_type": lm.model.config.get_text_config().layer_types[layer]}
