@@ -324,11 +324,9 @@ class TransformersBackend:
     @cached_property
     def _stops(self) -> frozenset[int]:
         """Tokens that end an answer."""
-        configured = [self._lm.model.config.get_text_config().eos_token_id]
-        if self._lm.model.generation_config is not None:
-            configured.append(self._lm.model.generation_config.eos_token_id)
-        flat = [item for one in configured for item in (one if isinstance(one, list) else [one])]
-        return frozenset({item for item in flat if item is not None} | {self._lm.prefix_id})
+        from kompakt.compressor.soft.decoder import end_tokens
+
+        return end_tokens(self._lm)
 
     def _answer_text(self, tokens: Sequence[int], stop: str) -> str:
         text = self._text(tokens)

@@ -11,7 +11,7 @@ import typer
 from kompakt.compressor import cli_input, cli_render
 from kompakt.compressor.cli_eval import progress
 from kompakt.compressor.cli_options import Debug
-from kompakt.compressor.errors import InputError, MissingExtraError
+from kompakt.compressor.errors import ConfigError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from kompakt.compressor.cache.cartridge_fitting import Fit
@@ -117,6 +117,9 @@ def fit_command(
             device=device,
             on_progress=show,
         )
+    if steps and not done.losses:
+        # a cache that was not fitted must not replace one that was
+        raise ConfigError(f"no step was done within {minutes} minutes; the run is in {folder}: run it again to go on")
     save_cache(done.part, file)
     typer.echo(f"{file}: {summary(done)}")
     if quiet:

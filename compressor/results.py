@@ -131,9 +131,13 @@ def traced_back(result: Compressed, earlier: Compressed) -> Compressed:
 
 
 def _traced_part(part: Part, origins: Mapping[str, _Origin]) -> Part:
-    pieces = [
-        piece for fragment in fragments_of(part) for piece in _traced(fragment, origins[fragment.span.document_id])
-    ]
+    pieces = []
+    for fragment in fragments_of(part):
+        for piece in _traced(fragment, origins[fragment.span.document_id]):
+            if not isinstance(part, TextPart) and piece.span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
+                # what a cache has kept whole is for it to say, not for the stage before
+                piece = replace(piece, span=replace(piece.span, protected=fragment.span.protected))
+            pieces.append(piece)
     text = to_part([pieces])
     return text if isinstance(part, TextPart) else replace(part, source=text)
 
@@ -205,21 +209,23 @@ def join_results(sources: Sequence[Document], results: Sequence[Compressed], tok
 
 def _join_forms(sources: Sequence[Document], results: Sequence[Compressed], tokenizer: Tokenizer) -> Compressed:
     """Join results of which some hold vectors or caches; a cache stands where the first of its documents would."""
-    own: dict[str, list[Part]] = {}
+    own: dict[str, list[Part]] = {source.id or "": [] for result in results for source in result.sources}
     for result in results:
         for part in result.parts:
             if not isinstance(part, TextPart):
-                own.setdefault(part.spans[0].document_id, []).append(part)
-                for span in part.spans:
-                    own.setdefault(span.document_id, [])
+                own[part.spans[0].document_id].append(part)
                 continue
             for name, pieces in by_document(replace(result, parts=(part,))).items():
                 own.setdefault(name, []).extend([to_part([pieces])] if pieces else [])
-    parts = [part for source in sources for part in own.get(source.id or "", [to_part([[whole(source)]])])]
+    parts: list[Part] = []
+    for source in sources:
+        parts += _apart(parts, own.get(source.id or "", [to_part([[whole(source)]])]))
+    kept = {document.id: document for result in results for document in result.documents}
+    rest = (source for source in sources if source.id in kept or source.id not in own)
     n_tokens = tokenizer.count(joined_text(sources))
     return Compressed(
         parts=tuple(parts),
-        documents=tuple(sources),
+        documents=tuple(kept.get(source.id, source) for source in rest),
         outcome=Outcome(Status.COMPRESSED),
         tokens_before=n_tokens,
         tokens_after=sum(
@@ -229,6 +235,15 @@ def _join_forms(sources: Sequence[Document], results: Sequence[Compressed], toke
         trace=tuple(trace for result in results for trace in result.trace),
         sources=tuple(sources),
     )
+
+
+def _apart(before: Sequence[Part], parts: Sequence[Part]) -> list[Part]:
+    """Return the parts of a document with an empty line in front, if they begin with text that follows something."""
+    if not before or not parts or not isinstance(parts[0], TextPart):
+        return list(parts)
+    pieces = list(fragments_of(parts[0]))
+    line = Fragment(DOCUMENT_SEPARATOR, Span(pieces[0].span.document_id, 0, 0, Kind.SEPARATOR))
+    return [to_part([[line, *pieces]]), *parts[1:]]
 
 
 def _origins(result: Compressed) -> dict[str, _Origin]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
 from kompakt.compressor.errors import StoreError
+from kompakt.compressor.file_locks import lock, unlock
 
 _FILE: Final = "manifest.json"
 _LOCK: Final = "writer.lock"
@@ -116,7 +116,7 @@ class WriterLock:
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error}") from error
         try:
-            _lock(self._file.fileno())
+            lock(self._file.fileno())
         except OSError as error:
             self._file.close()
             raise StoreError(f"{folder} is being written by another process or object; close that first") from error
@@ -129,28 +129,8 @@ class WriterLock:
 
     def release(self) -> None:
         """Let others write."""
-        _unlock(self._file.fileno())
+        unlock(self._file.fileno())
         self._file.close()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(handle: int) -> None:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-
-    def _unlock(handle: int) -> None:
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def _unlock(handle: int) -> None:
-        # closing would not do: a forked child may hold the file open
-        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -55,18 +55,8 @@ class ActivationBeacon(CacheSlotEncoder):
 
     @cached_property
     def config(self) -> BeaconConfig:
-        """What the beacons are like.
-
-        Raises:
-            ConfigError: If it keeps more of the beginning than the token that texts begin with.
-        """
-        config = BeaconConfig.from_json(self.settings["beacon"])
-        if config.sink_size > 1:
-            raise ConfigError(
-                f"the beacons of {self.checkpoint} keep {config.sink_size} tokens of the beginning, and parts of a "
-                "prompt have no beginning of their own: read the text with a BeaconSession"
-            )
-        return config
+        """What the beacons are like."""
+        return BeaconConfig.from_json(self.settings["beacon"])
 
     @cached_property
     def used_rates(self) -> tuple[int, ...]:
@@ -86,7 +76,16 @@ class ActivationBeacon(CacheSlotEncoder):
         return [*super().code_identity, list(self.used_rates)]
 
     def pieces(self, n_tokens: int) -> list[int]:
-        """Return the lengths of the windows, each of which has a ratio of its own."""
+        """Return the lengths of the windows, each of which has a ratio of its own.
+
+        Raises:
+            ConfigError: If more of the beginning is to stay than the token that texts begin with.
+        """
+        if self.config.sink_size > 1:
+            raise ConfigError(
+                f"the beacons of {self.checkpoint} keep {self.config.sink_size} tokens of the beginning, and parts "
+                "of a prompt have no beginning of their own: read the text with session()"
+            )
         return windows(n_tokens, self.config.window)
 
     def cut(self, n_tokens: int, rate: float) -> list[int]:
@@ -107,13 +106,21 @@ class ActivationBeacon(CacheSlotEncoder):
         """Return the network with untrained weights."""
         return BeaconModule(self.lm, self.config)
 
-    def session(self, *, batch_size: int = 1) -> BeaconSession:
+    def session(self, *, batch_size: int = 1, ratio_mix: str | None = None) -> BeaconSession:
         """Return a session that reads and continues texts with these weights.
 
         Args:
             batch_size: Texts that are read at once, all of them equally long.
+            ratio_mix: How the ratio of a window is chosen among ``rates``, or the weights' own ratios if none were
+                given; as in training if None. See ``BeaconConfig``; ``adapt-1024`` is the authors' choice for use.
+
+        Raises:
+            ConfigError: If ``ratio_mix`` is not known.
         """
-        return BeaconSession(self.module, batch_size=batch_size)
+        config = replace(
+            self.config, ratios=self.rates or self.config.ratios, ratio_mix=ratio_mix or self.config.ratio_mix
+        )
+        return BeaconSession(self.module, batch_size=batch_size, config=config)
 
     def encode(self, segments: Sequence[Segment]) -> list[torch.Tensor]:
         """Return the keys and values of what becomes of each window, ``[m, 2 L H_kv D_head]``."""

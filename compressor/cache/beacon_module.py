@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -176,6 +177,7 @@ class BeaconModule(SlotModule):
         )
         vector = embed(lm, [_first_token(lm, config)]).detach().clone()
         self.beacon_embed_tokens = nn.Embedding(1, vector.shape[1], _weight=vector)
+        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] = ((), "")
         self._route()
 
     def _route(self) -> None:
@@ -197,6 +199,20 @@ class BeaconModule(SlotModule):
                 for key, parameter in beacon.named_parameters():
                     found[f"model.layers.{index}.self_attn.beacon_{name}_proj.{key}"] = parameter
         return found
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """SHA-256 over what is trained and saved."""
+        weights = self.trainable()
+        # training changes weights in place, which counts their versions up; a checkpoint gives others
+        versions = tuple((parameter.data_ptr(), parameter._version) for parameter in weights.values())
+        if self._fingerprint[0] != versions:
+            digest = hashlib.sha256()
+            for name, parameter in sorted(weights.items()):
+                digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)} ".encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self._fingerprint = versions, digest.hexdigest()
+        return self._fingerprint[1]
 
     def empty(self, batch_size: int) -> BeaconState:
         """Return the state in which nothing has been read."""

@@ -1,21 +1,22 @@
-"""Texts without an end: read, compressed and continued in a memory that grows by a few beacons a window."""
+"""Texts longer than what a decoder reads: read, compressed and continued in a memory of a few beacons a window."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from kompakt.compressor.cache.beacon_config import BeaconConfig
 from kompakt.compressor.cache.beacon_module import BeaconModule, BeaconState
 from kompakt.compressor.cache.beacon_ratios import BeaconRatios
 from kompakt.compressor.cache.key_values import KeyValues
-from kompakt.compressor.errors import InputError
-from kompakt.compressor.models.causal_lm import CausalLM
-from kompakt.compressor.soft.decoder import end_of_text
+from kompakt.compressor.errors import ConfigError, InputError
+from kompakt.compressor.soft.decoder import end_tokens
 
 _ABOUT: Final = "about"
 _HELD: Final = ("sink", "memory", "raw")
@@ -25,19 +26,31 @@ class BeaconSession:
     """Read texts with a beacon model call by call; what was read before is remembered.
 
     A call may end anywhere in a window. The last window of a long call is alone in having logits, and a full window
-    is compressed at once, so that the token after it sees its beacons alone.
+    is compressed at once, so that the token after it sees its beacons alone. The memory and a window must fit into
+    what the model reads: with P positions, windows of w tokens and beacons for r tokens each, a text may have about
+    (P - w) r + w tokens.
 
     Args:
         module: The model.
         batch_size: Texts that are read at once, all of them equally long.
+        config: The module's configuration with other ``ratios`` and ``ratio_mix``; its own if None.
 
     Source: Zhang et al. 2024, "Long Context Compression with Activation Beacon", section 3.
+
+    Raises:
+        ConfigError: If the configuration differs from the module's in more.
     """
 
-    def __init__(self, module: BeaconModule, *, batch_size: int = 1) -> None:
+    def __init__(self, module: BeaconModule, *, batch_size: int = 1, config: BeaconConfig | None = None) -> None:
         self._module = module
         self._batch_size = batch_size
-        self._ratios = BeaconRatios(module.config, module.max_positions)
+        self._config = config or module.config
+        if _but_for_ratios(self._config) != _but_for_ratios(module.config):
+            raise ConfigError(
+                f"a session may have ratios and a ratio_mix of its own, and nothing else: {self._config} is not "
+                f"{module.config}"
+            )
+        self._ratios = BeaconRatios(self._config, module.max_positions)
         self._state = module.empty(batch_size)
         self.n_tokens = 0
         """Tokens of each text that were read since the last reset."""
@@ -75,7 +88,8 @@ class BeaconSession:
                 chunk = rows[:, start : start + self._module.config.window - state.n_tokens]
                 states, state = self._module.step(chunk, state, self._ratio(state, chunk.shape[1], known))
                 start += chunk.shape[1]
-        except InputError:
+        except BaseException:
+            # a text that could not be read must not decide how the next one is compressed
             self._ratios.take(before)
             raise
         self._state, self.n_tokens = state, known
@@ -104,7 +118,21 @@ class BeaconSession:
         Raises:
             InputError: As ``read``.
         """
-        ends = torch.tensor(sorted(_ends(self._module.lm) if end_ids is None else set(end_ids)))
+        before = self._state, self._ratios.to_json(), self.n_tokens
+        try:
+            return self._continued(ids, max_new_tokens, end_tokens(self._module.lm) if end_ids is None else end_ids)
+        except BaseException:
+            self._state, self.n_tokens = before[0], before[2]
+            self._ratios.take(before[1])
+            raise
+
+    def _continued(
+        self,
+        ids: Sequence[int] | Sequence[Sequence[int]] | torch.Tensor,
+        max_new_tokens: int,
+        end_ids: Collection[int],
+    ) -> list[list[int]]:
+        ends = torch.tensor(sorted(set(end_ids)))
         logits = self.read(ids)
         written: list[torch.Tensor] = []
         has_ended = torch.zeros(self._batch_size, dtype=torch.bool)
@@ -131,7 +159,8 @@ class BeaconSession:
         state = self._state
         about = {
             "decoder": self._module.lm.fingerprint,
-            "config": self._module.config.to_json(),
+            "beacon": self._module.weights_fingerprint,
+            "config": self._config.to_json(),
             "batch_size": self._batch_size,
             "n_tokens": self.n_tokens,
             "beacons": list(state.beacons),
@@ -160,13 +189,16 @@ class BeaconSession:
         try:
             tensors = load(data)
             about = json.loads(bytes(tensors[_ABOUT].tolist()))
-            theirs = about["decoder"], about["config"]
-            if theirs != (module.lm.fingerprint, module.config.to_json()):
+            config = BeaconConfig.from_json(about["config"])
+            theirs = about["decoder"], about["beacon"], _but_for_ratios(config)
+            own = module.lm.fingerprint, module.weights_fingerprint, _but_for_ratios(module.config)
+            if theirs != own:
                 raise InputError(
-                    f"the state is of the decoder {theirs[0][:12]} and of beacons with {theirs[1]}, not of "
-                    f"{module.lm.fingerprint[:12]} with {module.config.to_json()}: go on with the model that wrote it"
+                    f"the state is of the decoder {theirs[0][:12]} with the beacons {theirs[1][:12]} and "
+                    f"{theirs[2]}, not of {own[0][:12]} with {own[1][:12]} and {own[2]}: go on with the model that "
+                    "wrote it"
                 )
-            session = cls(module, batch_size=about["batch_size"])
+            session = cls(module, batch_size=about["batch_size"], config=config)
             session._take(tensors, about)
         except (SafetensorError, LookupError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
@@ -207,10 +239,9 @@ class BeaconSession:
         return rows
 
 
-def _ends(lm: CausalLM) -> set[int]:
-    """Return the tokens that end a model's texts."""
-    configured = lm.model.config.eos_token_id
-    return set(configured) if isinstance(configured, list) else {end_of_text(lm)}
+def _but_for_ratios(config: BeaconConfig) -> BeaconConfig:
+    usual = BeaconConfig()
+    return replace(config, ratios=(config.window,), ratio_mix=usual.ratio_mix)
 
 
 def _until(row: Sequence[int], ends: Collection[int]) -> list[int]:

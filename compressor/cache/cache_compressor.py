@@ -124,6 +124,8 @@ class CacheCompressor(Compressor):
         if job.tokens_before <= job.max_tokens:
             result = fits(request.documents, job.tokens_before, self.name, time.perf_counter() - began)
             return dataclasses.replace(result, state=request.state)
+        if self.lm.fingerprint != self.space:
+            raise ModelError(f"the files of {self.decoder!r} changed since it was loaded: make the compressor anew")
         context = read_context(
             request.documents,
             self.lm,
@@ -172,7 +174,7 @@ class CacheCompressor(Compressor):
         def decode(data: bytes) -> tuple[torch.Tensor, bytes]:
             return codec.decode(data), data
 
-        identity = ["cache", _SCHEMA, self.fingerprint, self.lm.dtype]
+        identity = ["cache", _SCHEMA, self.fingerprint, self.lm.fingerprint, self.lm.dtype]
         recipe = Recipe(identity, compute, itemgetter(1), decode)
         return job.request.artefacts.fetch(recipe, [json.dumps([context.content, n_keep])])[0][0]
 
@@ -180,7 +182,7 @@ class CacheCompressor(Compressor):
         n_keep = tensor.shape[-2]
         positions = tuple(range(context.first, context.first + n_keep))
         rope: Rope = positions if has_rotations(self.lm) else "unrotated"
-        return CachePart(tuple(tensor[0]), tuple(tensor[1]), self.space, context.source, rope)
+        return CachePart(tuple(tensor[0]), tuple(tensor[1]), self.lm.fingerprint, context.source, rope)
 
     def moved_together(
         self, keys: torch.Tensor, positions: torch.Tensor, layer: int, *, start: int = 0
@@ -189,4 +191,6 @@ class CacheCompressor(Compressor):
         if not has_rotations(self.lm):
             return keys
         together = torch.arange(start, start + keys.shape[1])
-        return rotated(unrotated(keys, positions, layer, self.lm), together, layer, self.lm)
+        # in fp32, or keys would be rounded where their rotation is undone and again where they get another
+        turned = rotated(unrotated(keys.float(), positions, layer, self.lm), together, layer, self.lm)
+        return turned.to(keys.dtype)

@@ -131,8 +131,9 @@ def fit_cartridge(
         on_progress: Told of each batch of conversations and of each step.
 
     Raises:
-        ConfigError: If an option makes no sense, or the folder holds another run.
-        InputError: If the text has fewer tokens than the cache, or the decoder has no room for what is asked.
+        ConfigError: If an option makes no sense, or the folder holds another run or other files, or is in use.
+        InputError: If the text has fewer tokens than the cache, or protected parts, or the decoder has no room for
+            what is asked.
         ModelNotFoundError: If the decoder is not on this machine.
         ModelError: If it cannot be used, the run's files are damaged, or the loss is no number any more.
 
@@ -150,17 +151,22 @@ def fit_cartridge(
     context = read_context(
         as_documents(text), lm, model=name, query=None, is_chat=chosen.is_chat, before=chosen.before
     )
-    cartridge = Cartridge(lm, context, n_positions=n_positions, n_frozen=chosen.n_frozen)
+    if context.protected:
+        raise InputError(
+            "a fitted cache keeps no text word for word: leave protected text and chats out, and put them beside "
+            "the cache"
+        )
     if context.first + n_positions + chosen.study.max_conversation > lm.context_length:
         raise InputError(
             f"{context.first + n_positions} positions and a conversation of {chosen.study.max_conversation} tokens "
             f"do not fit into the {lm.context_length} that {name!r} reads: ask for fewer"
         )
+    cartridge = Cartridge(lm, context, n_positions=n_positions, n_frozen=chosen.n_frozen)
     written = chat_format(name) if chosen.is_chat else None
     tail = written.tail if written else None
     study = SelfStudy(lm, context, tail=tail, settings=chosen.study, seed=chosen.seed)
-    with _folder(folder) as path:
-        run = CartridgeRun(path, _identity(lm, context, n_positions, chosen))
+    identity = _identity(lm, context, n_positions, chosen)
+    with _folder(folder) as path, CartridgeRun(path, identity) as run:
         conversations = _conversations(study, run, end, on_progress)
         if conversations is None:
             return Fit(cartridge.part(), ())
@@ -226,7 +232,7 @@ class _Fitting:
         self._optimiser = torch.optim.Adam([cartridge.trained], lr=settings.learning_rate)
         self._losses: list[float] = []
         self._before: float | None = None
-        self._is_whole = True
+        self._is_sound = True
         state = run.state()
         if state is None:
             self._before = self._judged()
@@ -235,7 +241,7 @@ class _Fitting:
         self._n_saved = len(self._losses)
 
     def run(self, n_steps: int, end: float, on_progress: Progress | None) -> None:
-        """Do what is missing of ``n_steps`` steps until a time; what is done is saved, however this ends.
+        """Do what is missing of ``n_steps`` steps until a time; what is done is saved, unless it gives no number.
 
         Raises:
             ConfigError: If more steps are done already.
@@ -249,13 +255,11 @@ class _Fitting:
         try:
             while len(self._losses) < n_steps and time.monotonic() < end:
                 self._step()
-                if len(self._losses) % self._settings.checkpoint_every == 0:
-                    self._save()
                 if on_progress is not None:
                     on_progress(len(self._losses), n_steps, f"steps, loss {self._losses[-1]:.3f}")
         finally:
             # an interruption within a step of the optimiser leaves what was saved before
-            if self._is_whole and len(self._losses) > self._n_saved:
+            if self._is_sound and len(self._losses) > self._n_saved:
                 self._save()
 
     def result(self) -> Fit:
@@ -267,16 +271,23 @@ class _Fitting:
         return Fit(self._cartridge.part(), tuple(self._losses), self._before, self._judged(), teacher)
 
     def _step(self) -> None:
-        first = len(self._losses) * self._settings.batch_size
+        n_done = len(self._losses)
+        first = n_done * self._settings.batch_size
         batch = [self._drawn(first + offset) for offset in range(self._settings.batch_size)]
         self._optimiser.zero_grad()
         loss = self._mean_loss(batch, is_training=True)
         if not math.isfinite(loss):
-            raise ModelError(f"the loss of step {len(self._losses) + 1} is {loss}: try a smaller learning_rate")
-        self._is_whole = False
+            self._is_sound = False
+            raise ModelError(
+                f"the loss of step {n_done + 1} is {loss}: try a smaller learning_rate in another folder"
+            )
+        # a state that gives no number must not replace the one before: only now is its loss known
+        if n_done > self._n_saved and n_done % self._settings.checkpoint_every == 0:
+            self._save()
+        self._is_sound = False
         self._optimiser.step()
         self._losses.append(loss)
-        self._is_whole = True
+        self._is_sound = True
 
     def _drawn(self, index: int) -> Conversation:
         """Return the conversation at a place of an endless row of epochs, each in an order of its own."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError
@@ -15,11 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from kompakt.compressor.cache.self_study import Conversation
 from kompakt.compressor.errors import ConfigError, ModelError
+from kompakt.compressor.file_locks import lock, unlock
 
 SCHEMA_VERSION: Final = 1
 RUN_FILE: Final = "run.json"
 CHECKPOINT_FILE: Final = "checkpoint.json"
+LOCK_FILE: Final = ".lock"
 _FIELDS: Final = ("ids", "top_ids", "top_log_p")
+_STEP_FILE: Final = re.compile(r"step-\d{6,}\.safetensors")
+_UNFINISHED: Final = re.compile(r"\.[a-z].*\.[0-9a-f]{8}\.new")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +44,7 @@ class FitState:
 
 
 class CartridgeRun:
-    """The folder of a fitting, made if it does not exist.
+    """The folder of a fitting, made if it does not exist, and locked until it is closed or its process ends.
 
     A file is there as a whole or not at all, whenever the process is killed.
 
@@ -47,23 +53,62 @@ class CartridgeRun:
         settings: What decides the result, as JSON.
 
     Raises:
-        ConfigError: If it holds another fitting, or cannot be made.
+        ConfigError: If it holds another fitting or other files, is in use, or cannot be made.
         ModelError: If its files are damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path).expanduser()
+        self._tensors: str | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            names = set(os.listdir(self.path))
+            # nothing is written into a folder that is somebody else's
+            if RUN_FILE not in names and any(name != LOCK_FILE and not _UNFINISHED.fullmatch(name) for name in names):
+                raise ConfigError(f"{self.path} holds other files: give a new or empty folder")
+            self._lock_file = (self.path / LOCK_FILE).open("ab")
         except OSError as error:
             raise ConfigError(f"cannot use {self.path} as the folder of a run: {error.strerror or error}") from error
-        # through JSON, so that what is compared is what is read back
-        wanted = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "settings": settings}))
-        if not (self.path / RUN_FILE).exists():
-            if (self.path / CHECKPOINT_FILE).exists():
-                raise ConfigError(f"{self.path} has a {CHECKPOINT_FILE}, but no {RUN_FILE}: give another folder")
-            self._write_json(RUN_FILE, wanted)
-        self._compare(self._read_json(RUN_FILE), wanted)
+        try:
+            self._acquire()
+            # through JSON, so that what is compared is what is read back
+            wanted = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "settings": settings}))
+            if not (self.path / RUN_FILE).exists():
+                self._write_json(RUN_FILE, wanted)
+            self._compare(self._read_json(RUN_FILE), wanted)
+            self._remove_unfinished()
+        except BaseException:
+            self._lock_file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        unlock(self._lock_file.fileno())
+        self._lock_file.close()
+
+    def _acquire(self) -> None:
+        try:
+            lock(self._lock_file.fileno())
+        except (BlockingIOError, PermissionError) as error:
+            raise ConfigError(
+                f"{self.path} is in use by another process: wait for it, or give another folder"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"cannot lock {self.path}: {error.strerror or error}; give a folder on another disk"
+            ) from error
+
+    def _remove_unfinished(self) -> None:
+        """Remove what killed processes were writing."""
+        for name in os.listdir(self.path):
+            if _UNFINISHED.fullmatch(name):
+                (self.path / name).unlink(missing_ok=True)
 
     def _compare(self, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         if known.get("schema_version") != SCHEMA_VERSION:
@@ -88,7 +133,11 @@ class CartridgeRun:
             return None
         try:
             tensors = load_file(tensors_file)
-            lines = tensors_file.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+            # what a text says may hold other ends of lines, which JSON does not escape
+            lines = tensors_file.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+            n_conversations = sum(name.endswith(f".{_FIELDS[0]}") for name in tensors)
+            if len(lines) != n_conversations:
+                raise ValueError(f"it holds {n_conversations} conversations, and {len(lines)} are described")
             return [_conversation(tensors, index, json.loads(line)) for index, line in enumerate(lines)]
         except (OSError, SafetensorError, LookupError, ValueError) as error:
             raise ModelError(f"{tensors_file} is damaged: {error}; delete it to have it made again") from error
@@ -112,12 +161,16 @@ class CartridgeRun:
             return None
         known = self._read_json(CHECKPOINT_FILE)
         try:
-            tensors = load_file(self.path / known["tensors"])
-            return FitState(tuple(known["losses"]), known["held_out"], tensors)
-        except (OSError, SafetensorError, LookupError, TypeError) as error:
+            name = known["tensors"]
+            if not _STEP_FILE.fullmatch(name):
+                raise ValueError(f"its tensors cannot be in {name!r}")
+            state = FitState(tuple(known["losses"]), known["held_out"], load_file(self.path / name))
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the checkpoint in {self.path} is damaged: {error!r}; delete {CHECKPOINT_FILE} to fit again"
             ) from error
+        self._tensors = name
+        return state
 
     def save(self, state: FitState) -> None:
         """Save a state in place of the one before."""
@@ -134,9 +187,9 @@ class CartridgeRun:
         }
         # names the tensors that belong to it, so that a kill between the two leaves the state before
         self._write_json(CHECKPOINT_FILE, content)
-        for other in self.path.glob("step-*.safetensors"):
-            if other.name != name:
-                other.unlink(missing_ok=True)
+        if self._tensors is not None and self._tensors != name:
+            (self.path / self._tensors).unlink(missing_ok=True)
+        self._tensors = name
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -152,7 +205,7 @@ class CartridgeRun:
         self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        unfinished = self.path / f".{name}.new"
+        unfinished = self.path / f".{name}.{uuid.uuid4().hex[:8]}.new"
         try:
             write(unfinished)
             with unfinished.open("rb+") as written:
@@ -160,6 +213,8 @@ class CartridgeRun:
             unfinished.replace(self.path / name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.path / name} cannot be written: {error}; is the disk full?") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _conversation(tensors: Mapping[str, torch.Tensor], index: int, record: Mapping[str, Any]) -> Conversation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -91,24 +90,21 @@ class Finch(CacheCompressor):
 
     def _steps(self, context: CacheContext, n_keep: int) -> list[_Step]:
         """Return which tokens are read at a time, and how many are kept then: the same share after every chunk."""
-        n_tokens, size = len(context.ids), self._chunk_size(context, n_keep)
-        return [
-            _Step(start, end, max(n_keep * end // n_tokens, sum(index < end for index in context.protected)))
-            for start, end in pairwise([*range(0, n_tokens, size), n_tokens])
-        ]
-
-    def _chunk_size(self, context: CacheContext, n_keep: int) -> int:
+        n_tokens, n_kept = len(context.ids), 0
         room = self.lm.context_length - context.first - len(context.after)
-        # nothing is kept before the only chunk
-        if len(context.ids) <= min(self.chunk_tokens, room):
-            return max(1, len(context.ids))
-        if room <= n_keep:
-            raise InputError(
-                f"{self.decoder} reads {self.lm.context_length} positions at once; with {n_keep} kept ones, "
-                f"{context.first} before the context and {len(context.after)} of the question, no token of it can be "
-                "read: lower the budget"
-            )
-        return min(self.chunk_tokens, room - n_keep)
+        steps: list[_Step] = []
+        while not steps or steps[-1].end < n_tokens:
+            start = steps[-1].end if steps else 0
+            if room <= n_kept:
+                raise InputError(
+                    f"{self.decoder} reads {self.lm.context_length} positions at once; with {n_kept} kept ones, "
+                    f"{context.first} before the context and {len(context.after)} of the question, no token of it "
+                    "can be read: lower the budget"
+                )
+            end = min(start + min(self.chunk_tokens, room - n_kept), n_tokens)
+            n_kept = max(n_keep * end // n_tokens, sum(index < end for index in context.protected))
+            steps.append(_Step(start, end, n_kept))
+        return steps
 
     def _read_chunk(self, context: CacheContext, step: _Step, kept: Sequence[_Kept]) -> list[_Kept]:
         """Read the next chunk and the question behind what was kept; return what is kept then, for each layer."""

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from kompakt.compressor.cache.rotary import rotated_to
+from kompakt.compressor.cache.rotary import has_scaled_rotations, rotated_to
 from kompakt.compressor.errors import InputError
 from kompakt.compressor.models.causal_lm import CausalLM
 from kompakt.compressor.parts import CachePart, Rope, Span, TextPart, made_for_another
@@ -29,7 +29,8 @@ def joined(parts: Sequence[CachePart], *, lm: CausalLM | None = None) -> CachePa
         lm: The decoder that reads them, whose rotations are needed to move keys.
 
     Returns:
-        The cache; its source is that of all parts, with an empty line between documents.
+        The cache; its source is that of all parts, with an empty line between documents. Documents that were
+        compressed without an id of their own share one: give them ids, to tell them apart in the source's spans.
 
     Raises:
         InputError: If there are none, they are of different decoders, shapes, number formats or devices, or their
@@ -69,6 +70,8 @@ def _shape(part: CachePart) -> tuple[int, int, int]:
 
 def _check_decoder(part: CachePart, lm: CausalLM) -> None:
     # behind the first colon stands what was made of the decoder
+    if ":plain-rope" in part.space and isinstance(part.rope, tuple) and has_scaled_rotations(lm):
+        raise InputError("these caches are of a decoder with plain rotations: load it with plain_rope=True for lm")
     if part.space.partition(":")[0] != lm.fingerprint:
         raise InputError(f"lm does not read these caches: {made_for_another(part.space, lm.fingerprint)}")
 
@@ -103,8 +106,7 @@ def _moved(parts: Sequence[CachePart], lm: CausalLM) -> tuple[Sequence[CachePart
     own = parts[0].keys[0]
     moved = []
     for part in parts:
-        # in fp32, or keys would be rounded where their rotation is undone and again where they get another
-        moved.append(rotated_to(part.to(dtype=torch.float32), position, lm).to(device=own.device, dtype=own.dtype))
+        moved.append(rotated_to(part, position, lm).to(device=own.device))
         position += part.n_positions
     return moved, tuple(range(start, position))
 

@@ -38,8 +38,9 @@ def rotated_to(part: CachePart, start: int, lm: CausalLM) -> CachePart:
             f"{lm.model.config.model_type!r} does not allow: {reason}"
         )
     given = None if isinstance(part.rope, str) else torch.tensor(part.rope)
+    # in fp32, or keys would be rounded where their rotation is undone and again where they get another
     keys = tuple(
-        rotated(unrotated(one, given, layer, lm), torch.tensor(wanted), layer, lm)
+        rotated(unrotated(one.float(), given, layer, lm), torch.tensor(wanted), layer, lm).to(one.dtype)
         for layer, one in enumerate(part.keys)
     )
     return replace(part, keys=keys, rope=wanted)
@@ -66,7 +67,7 @@ def mean_rotation(positions: torch.Tensor, width: int, layer: int, lm: CausalLM)
     return _turned(torch.eye(width, device=lm.model.device)[:, None], cos, sin)[:, 0].T
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def why_immovable(lm: CausalLM) -> str:
     """Return why the rotations of a decoder's keys cannot be undone and made anew; empty if they can."""
     rotary = _rotary(lm)
@@ -97,6 +98,12 @@ def has_rotations(lm: CausalLM) -> bool:
     # some models rotate within their layers, and name only the dimensions
     named = (getattr(config, "rope_parameters", None), getattr(config, "rotary_dim", None))
     return _rotary(lm) is not None or any(named)
+
+
+def has_scaled_rotations(lm: CausalLM) -> bool:
+    """Tell whether the frequencies of a decoder's rotations are scaled."""
+    parameters = getattr(lm.model.config.get_text_config(), "rope_parameters", None) or {}
+    return bool(parameters.get("rope_type", "default") != "default")
 
 
 def _keys_at(positions: torch.Tensor, lm: CausalLM) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 from kompakt.compressor.cache.context import CacheContext
 from kompakt.compressor.errors import ConfigError, InputError
 from kompakt.compressor.models.causal_lm import CausalLM, tokenize
+from kompakt.compressor.soft.decoder import end_tokens
 
 TOP: Final = 20
 """Tokens of the teacher's distribution that are kept at each position."""
@@ -277,7 +278,8 @@ class SelfStudy:
         # half of a conversation is the answer's at least
         opened = [(*self._encoded(f"\n\n{message}")[: limit // 2], *self._tail)[: limit - 1] for message in messages]
         prompts = [[*draft.before, *ids] for draft, ids in zip(drafts, opened, strict=True)]
-        longest = self._generated(prompts, limit - min(map(len, opened)), seed + 1)
+        room = self._lm.context_length - max(map(len, prompts))
+        longest = self._generated(prompts, min(limit - min(map(len, opened)), room), seed + 1)
         answers = [answer[: limit - len(ids)] for ids, answer in zip(opened, longest, strict=True)]
         return [
             self._taught(draft.before, (*ids, *answer), self._record(draft, message, answer))
@@ -310,7 +312,7 @@ class SelfStudy:
     def _generated(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> list[list[int]]:
         """Return what the model writes behind each prompt, without the token that ends it."""
         model = self._lm.model
-        width, ends = max(map(len, prompts)), sorted(self._ends())
+        width, ends = max(map(len, prompts)), sorted(end_tokens(self._lm))
         padded = torch.tensor([[*[ends[0]] * (width - len(one)), *one] for one in prompts], device=model.device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=model.device)
         devices = [model.device] if model.device.type == "cuda" else []
@@ -330,15 +332,6 @@ class SelfStudy:
                 pad_token_id=ends[0],
             )
         return [list(_until(row, ends)) for row in rows[:, width:].tolist()]
-
-    def _ends(self) -> set[int]:
-        model = self._lm.model
-        configured = [
-            model.config.get_text_config().eos_token_id,
-            getattr(model.generation_config, "eos_token_id", None),
-        ]
-        flat = [item for one in configured for item in (one if isinstance(one, list) else [one])]
-        return {item for item in flat if item is not None} | {self._lm.prefix_id}
 
     def _instruction(self, seed: Seed, form: str) -> list[int]:
         return [*self._encoded(f"\n\n{seed.instruction.format(form=form)}"), *self._tail]

@@ -45,7 +45,7 @@ class SnapKV(ScoringCacheCompressor):
     def score(self, seen: Seen) -> torch.Tensor:
         """Return the pooled attention of the last queries to each position, ``[H_kv, T]``."""
         context = seen.context
-        first_query = context.last if context.after else max(context.first, context.last - self.window)
+        first_query = context.last if context.after else max(context.first + 1, context.last - self.window)
         n_queries = seen.attended.queries.shape[1] - first_query
         attention = seen.attended.received(first_query)[:, context.first : first_query] / n_queries
         pooled = avg_pool1d(attention[None], self.kernel, stride=1, padding=self.kernel // 2)[0]

@@ -189,7 +189,8 @@ def _without_gaps(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> to
     The last of many states keep the strides of all, and torch would copy the whole head to multiply them by it.
     """
     del head
-    states = inputs[0]
+    states = inputs[0].contiguous()
+    # a dimension of size 1 may have any stride and be contiguous
     return states.reshape(-1, states.shape[-1]).reshape(states.shape)
 
 

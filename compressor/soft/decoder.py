@@ -208,3 +208,12 @@ def end_of_text(lm: CausalLM) -> int:
     if configured is None:
         return lm.prefix_id
     return int(configured[0] if isinstance(configured, list) else configured)
+
+
+def end_tokens(lm: CausalLM) -> frozenset[int]:
+    """Return all tokens that end an answer: what the configurations say, and what separates texts."""
+    configured = [lm.model.config.get_text_config().eos_token_id]
+    if lm.model.generation_config is not None:
+        configured.append(lm.model.generation_config.eos_token_id)
+    flat = [item for one in configured for item in (one if isinstance(one, list) else [one])]
+    return frozenset({int(item) for item in flat if item is not None} | {lm.prefix_id})

@@ -75,10 +75,27 @@ def test_more_steps_go_on_with_the_same_run(command, tmp_path):
 
 
 def test_time_that_is_up_is_told(command, tmp_path):
-    ran = Ran([*command, "--steps", 500, "--minutes", 1e-9, "--output", tmp_path / "ferry.safetensors"])
+    options = [*command, "--targets", "text", "--output", tmp_path / "ferry.safetensors"]
+    assert Ran([*options, "--steps", 2]).status == 0
+    ran = Ran([*options, "--steps", 500, "--minutes", 1e-9])
     assert ran.status == 0
-    assert "stopped after 0 of 500 steps: run it again to go on" in ran.err
+    assert "stopped after 2 of 500 steps: run it again to go on" in ran.err
     assert load_cache(tmp_path / "ferry.safetensors").n_positions == 12
+
+
+def test_a_cache_is_not_replaced_if_time_was_up_before_the_first_step(command, tmp_path):
+    file = tmp_path / "ferry.safetensors"
+    file.write_bytes(b"an earlier one")
+    ran = Ran([*command, "--steps", 500, "--minutes", 1e-9, "--output", file, "--quiet"])
+    folder = tmp_path / "ferry.run"
+    assert_one_error(
+        ran, 2, "no step was done within 1e-09 minutes", f"the run is in {folder}: run it again to go on"
+    )
+    assert file.read_bytes() == b"an earlier one"
+    assert (folder / "run.json").exists()
+    # without a step to be done, the cache as it begins is what was asked for
+    assert Ran([*command, "--steps", 0, "--output", file, "--quiet"]).status == 0
+    assert load_cache(file).n_positions == 12
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
@@ -112,7 +129,8 @@ def test_a_process_that_was_ended_goes_on_with_the_same_losses(command, tmp_path
     [
         (["--targets", "words"], ["'chat' or 'text'", "words"]),
         (["--dtype", "int8"], ["dtype", "int8"]),
-        (["--positions", 4000], ["the text has", "4000"]),
+        (["--positions", 400], ["the text has", "400"]),
+        (["--positions", 4000], ["do not fit", "4001"]),
         (["--minutes", 0], ["minutes"]),
         (["--decoder", "no-such-model"], ["no-such-model"]),
         (["--encoding", "no-such"], ["no-such"]),

@@ -152,9 +152,29 @@ def test_a_beginning_that_stays_is_what_the_reader_begins_with(base, tmp_path, t
     assert not same(cached(without.compress(TEXT, keep=0.9, tokenizer=tokenizer)), cached(result))
 
 
-def test_a_longer_beginning_needs_a_session(base, tmp_path):
-    with pytest.raises(ConfigError, match=r"keep 2 tokens of the beginning.*BeaconSession"):
-        trained(base, tmp_path / "weights", "interleave", sink_size=2)
+def test_a_longer_beginning_needs_a_session(base, tmp_path, tokenizer):
+    encoder = trained(base, tmp_path / "weights", "interleave", sink_size=2)
+    with pytest.raises(ConfigError, match=r"keep 2 tokens of the beginning.*session\(\)"):
+        encoder.compress(TEXT, keep=0.5, tokenizer=tokenizer)
+    session = encoder.session()
+    session.read(ids_of_text(encoder, TEXT))
+    assert session.n_positions < len(ids_of_text(encoder, TEXT))
+
+
+def test_a_session_takes_the_rates_that_were_asked_for(base, tmp_path):
+    encoder = trained(base, tmp_path / "weights", "interleave")
+    ids = (ids_of_text(encoder, TEXT) * 9)[: 8 * WINDOW]
+    lengths = {}
+    for rates in ((2,), (8,)):
+        session = replace(encoder, rates=rates).session()
+        session.read(ids)
+        lengths[rates] = session.n_positions
+    assert lengths == {(2,): 8 * WINDOW // 2, (8,): 8 * WINDOW // 8}
+    adapted = encoder.session(ratio_mix="adapt-0")
+    adapted.read(ids)
+    assert adapted.n_positions == lengths[(2,)]
+    with pytest.raises(ConfigError, match="ratio_mix must be one of"):
+        encoder.session(ratio_mix="best")
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from beacon_parts import LAYOUTS, WINDOW, ids_of, keys_of, module_of, reference_
 from soft_parts import assert_close
 from tiny_models import save_model
 
-from kompakt import InputError
+from kompakt import ConfigError, InputError
+from kompakt.compressor.cache.beacon_module import BeaconModule
 from kompakt.compressor.cache.beacon_ratios import BeaconRatios
 from kompakt.compressor.cache.beacon_session import BeaconSession
 
@@ -158,7 +160,11 @@ def test_states_of_others_and_damaged_ones_are_refused(base, tmp_path):
     session, _ = fed(module, ids_of(1, 20), [20])
     data = session.state()
     other = module_of(save_model(tmp_path / "other", "llama", max_position_embeddings=512))
-    for wrong in (other, module_of(base, ratios=(2, 4))):
+    retrained = module_of(base)
+    assert retrained.weights_fingerprint == module.weights_fingerprint
+    with torch.no_grad():
+        next(iter(retrained.trainable().values())).add_(1)
+    for wrong in (other, module_of(base, placement="append"), retrained):
         with pytest.raises(InputError, match="go on with the model that wrote it"):
             BeaconSession.from_state(wrong, data)
     for damaged in (b"", b"damaged", data[:-20]):
@@ -234,6 +240,42 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     following = ids_of(1, 10, seed=4)
     assert torch.equal(session.read(following), twin.read(following))
     assert json.loads(json.dumps(session._ratios.to_json())) == twin._ratios.to_json()
+
+
+def test_an_answer_that_does_not_fit_is_as_if_it_had_not_been_begun(tmp_path):
+    folder = save_model(tmp_path / "llama", "llama", max_position_embeddings=64)
+    module = module_of(folder)
+    session, twin = BeaconSession(module), BeaconSession(module)
+    for one in (session, twin):
+        one.read(ids_of(1, 30))
+    with pytest.raises(InputError, match="exceed the 64 that the model reads"):
+        session.generate(ids_of(1, 10), max_new_tokens=400, end_ids=NEVER)
+    assert (session.n_tokens, session.n_positions) == (30, twin.n_positions)
+    following = ids_of(1, 10, seed=4)
+    assert torch.equal(session.read(following), twin.read(following))
+
+
+def test_a_text_that_could_not_be_read_does_not_decide_about_the_next(base, monkeypatch):
+    module = module_of(base, ratio_mix="adapt-0")
+    session = BeaconSession(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(BeaconModule, "step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.read(ids_of(1, 4000))
+    session.read(ids_of(1, 4 * WINDOW))
+    assert session.n_positions == 4 * WINDOW // 2
+
+
+def test_a_session_may_choose_its_ratios_and_nothing_else(base):
+    module = module_of(base)
+    session = BeaconSession(module, config=replace(module.config, ratios=(8,)))
+    session.read(ids_of(1, 4 * WINDOW))
+    assert session.n_positions == 4 * WINDOW // 8
+    again = BeaconSession.from_state(module, session.state())
+    again.read(ids_of(1, 4 * WINDOW))
+    assert again.n_positions == 8 * WINDOW // 8
+    with pytest.raises(ConfigError, match="ratios and a ratio_mix of its own, and nothing else"):
+        BeaconSession(module, config=replace(module.config, sink_size=1))
 
 
 @pytest.mark.parametrize(

@@ -456,5 +456,30 @@ def test_protected_text_survives_behind_a_stage_of_text(compressor, tokenizer):
 def test_a_cache_of_several_documents_stands_once_beside_those_of_other_kinds(compressor, tokenizer):
     texts = [TEXT, "name,age\nAda,36\nAlan,41\n", "it rained for days in the old town. " * 6]
     result = Pipeline([compressor], tokenizer=tokenizer, keep={"prose": 0.6}).compress(texts, query=QUERY)
-    assert [part.source.text for part in result.parts] == [f"{texts[0]}\n\n{texts[2]}", texts[1]]
+    assert [part.source.text for part in result.parts] == [f"{texts[0]}\n\n{texts[2]}", f"\n\n{texts[1]}"]
     assert result.tokens_after < result.tokens_before
+
+
+def test_a_document_that_an_earlier_stage_dropped_does_not_come_back(compressor, tokenizer):
+    first, second = (
+        " ".join(f"Ship {n} sailed {n * n} miles beyond cape {n + 7}." for n in numbers)
+        for numbers in (range(9), range(20, 29))
+    )
+    texts = [first, second, first]
+    pipeline = Pipeline(["dedup", compressor], tokenizer=tokenizer, keep={"prose": 0.3})
+    result = pipeline.compress(texts, query=QUERY)
+    assert [type(part) for part in result.parts] == [CachePart]
+    assert cache_of(result).source.text == f"{first}\n\n{second}"
+    assert result.tokens_after <= 0.3 * result.tokens_before
+
+
+def test_a_decoder_whose_files_change_is_named(base, tmp_path, tokenizer):
+    import shutil
+
+    folder = tmp_path / "decoder"
+    shutil.copytree(base, folder)
+    one = made("snapkv", str(folder))
+    one.compress(TEXT, query=QUERY, keep=0.5, tokenizer=tokenizer)
+    (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with pytest.raises(ModelError, match="changed since it was loaded: make the compressor anew"):
+        one.compress(TEXT + "more", query=QUERY, keep=0.5, tokenizer=tokenizer)

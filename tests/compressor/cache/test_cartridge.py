@@ -21,7 +21,7 @@ from kompakt.compressor.cache.context import read_context  # noqa: E402
 from kompakt.compressor.cache.self_study import StudySettings  # noqa: E402
 from kompakt.compressor.errors import ConfigError, InputError, ModelError  # noqa: E402
 from kompakt.compressor.models.causal_lm import load_causal_lm  # noqa: E402
-from kompakt.compressor.types import as_documents  # noqa: E402
+from kompakt.compressor.types import Document, as_documents  # noqa: E402
 
 TEXT = (
     "The ferry leaves at seven. Its captain is called Anna Brun, and she pays no toll. In winter it stays there "
@@ -193,6 +193,63 @@ def test_a_kill_that_leaves_no_time_to_save_loses_the_steps_since_the_last_check
     assert (resumed.losses, resumed.part) == (whole.losses, whole.part)
 
 
+def test_a_folder_with_other_files_is_left_as_it_is(base, tmp_path):
+    (tmp_path / "step-000100.safetensors").write_bytes(b"somebody else's")
+    with pytest.raises(ConfigError, match="holds other files: give a new or empty folder"):
+        fit_cartridge(TEXT, **SMALL, decoder=base, n_steps=1, folder=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["step-000100.safetensors"]
+
+
+def test_a_save_removes_the_state_before_and_nothing_else(base, tmp_path):
+    options = SMALL | {"decoder": base, "folder": tmp_path}
+    fit_cartridge(TEXT, **options, n_steps=2)
+    (tmp_path / "step-000100.safetensors").write_bytes(b"somebody else's")
+    fit_cartridge(TEXT, **options, n_steps=7)
+    steps = {file.name for file in tmp_path.glob("step-*")}
+    assert steps == {"step-000007.safetensors", "step-000100.safetensors"}
+
+
+def test_what_a_killed_process_was_writing_is_removed(base, tmp_path):
+    # a kill before anything else was there, and one later
+    for name in (".run.json.0123abcd.new", ".step-000003.safetensors.0123abcd.new"):
+        (tmp_path / name).write_bytes(b"torn")
+        fit_cartridge(TEXT, **SMALL, decoder=base, n_steps=1, folder=tmp_path)
+        assert not list(tmp_path.glob(".*.new"))
+
+
+def test_a_folder_in_use_is_refused_until_it_is_free(base, tmp_path):
+    options = SMALL | {"decoder": base, "folder": tmp_path, "n_steps": 1}
+    refused = []
+
+    def again(*_):
+        with pytest.raises(ConfigError, match="is in use by another process: wait for it, or give another folder"):
+            fit_cartridge(TEXT, **options)
+        refused.append(True)
+
+    made = fit_cartridge(TEXT, **options, on_progress=again)
+    assert len(refused) > 1
+    with pytest.raises(ConfigError, match="seed"):
+        fit_cartridge(TEXT, **options | {"settings": dataclasses.replace(SETTINGS, seed=1)})
+    # neither one that ended nor one that was refused holds it still
+    assert fit_cartridge(TEXT, **options).part == made.part
+
+
+@pytest.mark.parametrize(
+    "document",
+    [Document(TEXT, protected=((4, 9),)), json.dumps([{"role": "user", "content": TEXT}])],
+    ids=["protected", "chat"],
+)
+def test_text_that_must_be_kept_is_refused(base, document):
+    with pytest.raises(InputError, match="keeps no text word for word"):
+        fit_cartridge(document, **SMALL, decoder=base, n_steps=0)
+
+
+def test_more_positions_than_a_decoder_has_are_refused_before_it_reads_them(opt_base):
+    options = SMALL | {"n_positions": 1030}
+    with pytest.raises(InputError, match="1031 positions and a conversation of 24 tokens do not fit into the 1024"):
+        fit_cartridge(TEXT * 8, **options, decoder=opt_base, n_steps=0)
+
+
 def test_a_finished_run_does_nothing_again_and_can_be_made_longer(base, tmp_path):
     options = SMALL | {"decoder": base, "folder": tmp_path}
     short = fit_cartridge(TEXT, **options, n_steps=4)
@@ -279,6 +336,11 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(base, tmp_path):
-    settings = dataclasses.replace(SETTINGS, learning_rate=1e30)
-    with pytest.raises(ModelError, match="smaller learning_rate"):
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, checkpoint_every=1)
+    with pytest.raises(ModelError, match="smaller learning_rate in another folder") as caught:
         fit_cartridge(TEXT, decoder=base, **SMALL | {"settings": settings}, n_steps=20, folder=tmp_path)
+    wrong = int(str(caught.value).split()[4])
+    checkpoint = tmp_path / "checkpoint.json"
+    # the state behind the step before is that which gave it
+    n_kept = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
+    assert n_kept == wrong - 2

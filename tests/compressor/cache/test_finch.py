@@ -54,22 +54,24 @@ def test_a_context_longer_than_what_is_read_at_once(base):
 
 def test_chunks_are_as_long_as_the_decoder_reads_beside_what_is_kept(base):
     context = context_of(3 * CONTEXT, n_after=8)
-    # 200 positions are kept, so that a chunk has the rest
-    rest = CONTEXT - context.first - 8 - 200
-    found, expected = (computed(made(base, chunk_tokens=size), context, 200) for size in (CONTEXT, rest))
-    assert torch.equal(found, expected)
+    compressor = made(base, chunk_tokens=CONTEXT)
+    steps = compressor._steps(context, 800)
+    room = CONTEXT - context.first - 8
+    known = [0, *(step.n_keep for step in steps)]
+    read = [step.end - step.start for step in steps]
+    assert all(size + kept == room for size, kept in zip(read[:-1], known, strict=False))
+    assert (sum(read), known[-1]) == (3 * CONTEXT, 800)
+    assert computed(compressor, context, 800).shape[-2] == 800
     # nothing is kept before the only chunk is read
     context = context_of(CONTEXT - 9, n_after=8)
-    assert computed(made(base, chunk_tokens=CONTEXT), context, 900).shape[-2] == 900
+    assert computed(compressor, context, 900).shape[-2] == 900
 
 
 def test_a_budget_that_leaves_no_room_to_read_is_named_with_the_fix(base):
     context = context_of(3 * CONTEXT, n_after=8)
-    message = (
-        rf"reads {CONTEXT} positions at once; with 1016 kept ones, .* and 8 of the question, .*: lower the budget"
-    )
+    message = rf"reads {CONTEXT} positions at once; with \d+ kept .* and 8 of the question, .*: lower the budget"
     with pytest.raises(InputError, match=message):
-        computed(made(base), context, CONTEXT - 8)
+        computed(made(base), context, 2 * CONTEXT)
 
 
 def test_a_context_without_a_question_is_refused_with_the_fix(base):

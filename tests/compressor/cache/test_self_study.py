@@ -1,11 +1,13 @@
 """Conversations on a text: where their windows lie, who says what, and what the teacher thinks of it."""
 
 import dataclasses
+import shutil
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 
 from pathlib import Path  # noqa: E402
 
@@ -14,7 +16,7 @@ from reader_parts import Twin  # noqa: E402 (needs torch)
 from kompakt.compressor.cache.cartridge_run import CartridgeRun  # noqa: E402
 from kompakt.compressor.cache.context import read_context  # noqa: E402
 from kompakt.compressor.cache.self_study import AT_ONCE, SEEDS, TOP, SelfStudy, StudySettings  # noqa: E402
-from kompakt.compressor.errors import ConfigError, InputError  # noqa: E402
+from kompakt.compressor.errors import ConfigError, InputError, ModelError  # noqa: E402
 from kompakt.compressor.models.causal_lm import load_causal_lm  # noqa: E402
 from kompakt.compressor.models.chat_format import chat_format  # noqa: E402
 from kompakt.compressor.types import as_documents  # noqa: E402
@@ -165,15 +167,52 @@ def test_a_batch_depends_on_the_seed_and_its_number_alone(chat_base):
 
 def test_conversations_are_read_from_files_as_they_were_written(chat_base, tmp_path):
     study, _ = study_of(chat_base)
-    run = CartridgeRun(tmp_path / "run", {"name": 1})
-    assert run.conversations(0) is None
     made = study.batch(0)
-    run.add_conversations(0, made)
-    back = CartridgeRun(tmp_path / "run", {"name": 1}).conversations(0)
+    with CartridgeRun(tmp_path / "run", {"name": 1}) as run:
+        assert run.conversations(0) is None
+        run.add_conversations(0, made)
+    with CartridgeRun(tmp_path / "run", {"name": 1}) as run:
+        back = run.conversations(0)
     assert len(back) == AT_ONCE
     for own, its in zip(made, back, strict=True):
         assert own.record == its.record
         assert all(getattr(own, name).equal(getattr(its, name)) for name in ("ids", "top_ids", "top_log_p"))
+
+
+def test_what_a_text_says_may_hold_other_ends_of_lines(chat_base, tmp_path):
+    folder = Path(shutil.copytree(chat_base, tmp_path / "decoder"))
+    # one that writes characters, not the names of their bytes
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    study, _ = study_of(str(folder), text="One.\u2028\x85Two.\u2029" * 20, targets="text", n_conversations=8)
+    made = study.batch(0)
+    answers = "".join(one.record["answer"] for one in made)
+    assert all(sign in answers for sign in ("\u2028", "\x85", "\u2029"))
+    with CartridgeRun(tmp_path / "run", {}) as run:
+        run.add_conversations(0, made)
+        assert [one.record for one in run.conversations(0)] == [one.record for one in made]
+
+
+@pytest.mark.parametrize("cut", [slice(None, -1), slice(1, None)])
+def test_a_batch_with_fewer_descriptions_than_conversations_is_damaged(chat_base, tmp_path, cut):
+    study, _ = study_of(chat_base, targets="text", n_conversations=8)
+    with CartridgeRun(tmp_path / "run", {}) as run:
+        run.add_conversations(0, study.batch(0))
+        file = tmp_path / "run" / "conversations-00000.jsonl"
+        file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[cut]), encoding="utf-8")
+        with pytest.raises(ModelError, match="8 conversations, and 7 are described; delete it"):
+            run.conversations(0)
+
+
+def test_no_conversation_goes_beyond_the_positions_of_its_decoder(opt_base):
+    # windows fill the decoder up, and messages of several lengths lie behind them
+    sizes = {"min_window": 1024, "max_window": 1024, "max_conversation": 400}
+    study, context = study_of(opt_base, text=TEXT * 4, is_chat=False, n_conversations=8, **sizes)
+    made = study.batch(0)
+    assert {one.record["length"] for one in made} == {1024 - 400 - len(context.before)}
+    assert len({one.record["message"] for one in made}) > 1
+    assert all(len(one) <= 400 for one in made)
 
 
 def test_a_decoder_without_room_is_told_so(base):

@@ -27,6 +27,15 @@ def test_it_keeps_what_the_paper_keeps(family_bases, name, n_before, n_after):
             assert_close(found[1, layer], values.float())
 
 
+def test_a_context_shorter_than_the_window_is_its_own_end(base):
+    context = context_of(12)
+    everything = computed(made(base), context, 12)[1, 0]
+    for places in places_of(computed(made(base), context, 5)[1, 0], everything):
+        assert places == [7, 8, 9, 10, 11]
+    small = made(base).compress("the treaty of 1492", keep=0.5, tokenizer=base)
+    assert small.parts[0].n_positions == small.tokens_after
+
+
 def test_the_end_of_a_context_without_a_question_is_kept(base):
     compressor = made(base, window=6)
     context = context_of(30)

@@ -29,6 +29,19 @@ def sequences(lengths, *, seed=0):
     return [random.integers(1, 250, size=length) for length in lengths]
 
 
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_the_head_is_given_states_without_gaps(tiny, n_rows):
+    given = []
+    head = tiny.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    try:
+        tiny.model(torch.ones(n_rows, 7, dtype=torch.long), logits_to_keep=1)
+    finally:
+        handle.remove()
+    width = given[0].shape[-1]
+    assert (given[0].shape[:2], given[0].stride()) == ((n_rows, 1), (width, width, 1))
+
+
 def test_fast_equals_reference(tiny):
     ids = sequences([1, 24, 0, 7, 7, 13, 2])
     fast, slow = self_information(tiny, ids), self_information_reference(tiny, ids)
