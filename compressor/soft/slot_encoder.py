@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -282,12 +283,16 @@ class SlotEncoder(Compressor):
         by_content = {one.content: one for several in segments for one in several}
         codec = VectorCodec(self.precision)
 
-        def compute(contents: list[str]) -> list[torch.Tensor]:
+        def compute(contents: list[str]) -> list[tuple[torch.Tensor, bytes]]:
             codes = self.encode([by_content[content] for content in contents])
-            return [codec.rounded(code.cpu()) for code in codes]
+            # what was just made is the same as what is stored, which says how far it is from this
+            return [decode(codec.encode(code.cpu())) for code in codes]
+
+        def decode(data: bytes) -> tuple[torch.Tensor, bytes]:
+            return codec.decode(data), data
 
         identity = ["vectors", _SCHEMA, *self.code_identity, self.precision]
-        recipe = Recipe(identity, compute, codec.encode, codec.decode)
+        recipe = Recipe(identity, compute, itemgetter(1), decode)
         if len(plans) > 1:
             for artefacts in _distinct([plan.artefacts for plan in plans]):
                 theirs = [
@@ -298,7 +303,7 @@ class SlotEncoder(Compressor):
                 ]
                 artefacts.fetch(recipe, theirs, is_ahead=True)
         return [
-            plan.artefacts.fetch(recipe, [one.content for one in several])
+            [code for code, _ in plan.artefacts.fetch(recipe, [one.content for one in several])]
             for plan, several in zip(plans, segments, strict=True)
         ]
 

@@ -53,7 +53,3 @@ class VectorCodec:
             return torch.from_numpy(tensors[_NAME]).to(_DTYPES[int(tensors[_DTYPE][0])])
         except (SafetensorError, LookupError, AttributeError, TypeError) as error:
             raise ValueError(f"not vectors as kompakt writes them: {error!r}") from error
-
-    def rounded(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return vectors as they are after a way through the store, so that fresh and stored ones are the same."""
-        return vectors if self.precision == "full" else self.decode(self.encode(vectors))

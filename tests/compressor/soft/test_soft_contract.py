@@ -18,6 +18,8 @@ from kompakt.compressor.cli import run as run_command
 from kompakt.compressor.models.tokenizers import load_tokenizer
 from kompakt.compressor.parts import EmbedsPart, TextPart
 from kompakt.compressor.registry import compressor_class, compressor_names
+from kompakt.compressor.store.codec import TensorCodec
+from kompakt.compressor.store.memory import MemoryStore
 from kompakt.compressor.store.places import open_store
 from kompakt.compressor.types import Status
 
@@ -226,6 +228,27 @@ def test_what_the_store_gives_back_is_what_was_made(encoder, tokenizer, reader, 
     assert error <= {"full": 1e-6, "int8": 0.02, "int4": 0.25}[precision]
     answers = [reader.generate(Prompt(one.parts, is_chat=False), max_new_tokens=5) for one in (fresh, stored)]
     assert answers[0].token_ids == answers[1].token_ids
+
+
+class Recording(MemoryStore):
+    """Remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def put_many(self, items):
+        self.given += items.values()
+        super().put_many(items)
+
+
+def test_quantised_vectors_state_their_error(encoder, tokenizer):
+    store = Recording()
+    pipeline = Pipeline([replace(encoder, precision="int8")], tokenizer=tokenizer, store=store)
+    pipeline.compress("the treaty of 1492 was signed by the river, " * 8, keep=0.5)
+    errors = [TensorCodec.errors(data)["vectors"].relative for data in store.given if b"::codes" in data]
+    assert errors
+    assert all(0 < error < 0.02 for error in errors)
 
 
 def test_a_saved_checkpoint_encodes_as_the_original(encoder, tokenizer, tmp_path):
