@@ -134,7 +134,7 @@ def main() -> None:
             with open_store(path) as store:
                 store.put_many({KEY: data})
             _, loading = timed(lambda path=path, codec=codec: from_store(path, codec.decode), args.repeats)
-            found = [codec.rounded(window.cache) for window in made]
+            found = [codec.decode(codec.encode(window.cache)) for window in made]
             keys, values = (
                 fmean(relative_error(window.cache[side], one[side]) for window, one in zip(made, found, strict=True))
                 for side in (0, 1)
