@@ -15,6 +15,7 @@ from typing import Final
 
 from kompakt.compressor.errors import ConfigError, StoreError
 from kompakt.compressor.store.base import Store, StoreStats
+from kompakt.compressor.store.forks import keep_forks_out
 from kompakt.compressor.store.sqlite_schema import (
     SCHEMA,
     SCHEMA_VERSION,
@@ -72,6 +73,12 @@ class SQLiteStore(Store):
         self._touched: dict[bytes, int] = {}
         self._touched_at = time.monotonic()
         self._told_of_damage = False
+        keep_forks_out(self)
+
+    @property
+    def lock(self) -> RLock:
+        """What a thread holds while it is inside SQLite."""
+        return self._lock
 
     @property
     def location(self) -> str:
