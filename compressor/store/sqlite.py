@@ -333,7 +333,7 @@ class SQLiteStore(Store):
             recognise(connection, self._path)
             # only an empty file takes it; the next setting writes the first page
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             if connection.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
                 connection.executescript(SCHEMA)
@@ -380,6 +380,19 @@ class SQLiteStore(Store):
 
 def _connected(target: str, *, uri: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer work at once; where several processes ask for it, SQLite does not wait by itself."""
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _groups(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -323,7 +323,8 @@ def test_a_request_that_waited_too_long_is_not_worked_on(engine):
 
 
 def test_a_task_that_is_cancelled_costs_nothing_more(engine):
-    pipeline = Slow(0.3)
+    # long enough for all to be asked and cancelled meanwhile, on a busy machine too
+    pipeline = Slow(1.5)
     one = engine(pipeline, keep=0.3, deadline=30, reuse="never")
 
     async def main():
