@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
 from typing import ClassVar, Final
 
 import torch
@@ -24,7 +23,7 @@ from kompakt.compressor.models.causal_lm import CausalLM, Dtype, load_causal_lm
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
 from kompakt.compressor.parts import CachePart, Rope
 from kompakt.compressor.results import fits
-from kompakt.compressor.store.artefacts import Recipe
+from kompakt.compressor.store.artefacts import as_stored
 from kompakt.compressor.types import Compressed, Outcome, StageTrace, Status
 
 _SCHEMA: Final = 1
@@ -165,17 +164,12 @@ class CacheCompressor(Compressor):
     def _fetch(self, job: Job, context: CacheContext, n_keep: int) -> torch.Tensor:
         codec = cache_codec(self.precision)
 
-        def compute(contents: list[str]) -> list[tuple[torch.Tensor, bytes]]:
+        def compute(contents: list[str]) -> list[torch.Tensor]:
             with torch.inference_mode():
-                encoded = [codec.encode(self.compute(context, n_keep).cpu()) for _ in contents]
-            # what was just made is the same as what is stored
-            return [decode(data) for data in encoded]
-
-        def decode(data: bytes) -> tuple[torch.Tensor, bytes]:
-            return codec.decode(data), data
+                return [self.compute(context, n_keep).cpu() for _ in contents]
 
         identity = ["cache", _SCHEMA, self.fingerprint, self.lm.fingerprint, self.lm.dtype]
-        recipe = Recipe(identity, compute, itemgetter(1), decode)
+        recipe = as_stored(identity, compute, codec.encode, codec.decode)
         return job.request.artefacts.fetch(recipe, [json.dumps([context.content, n_keep])])[0][0]
 
     def _part(self, tensor: torch.Tensor, context: CacheContext) -> CachePart:

@@ -8,9 +8,9 @@ from typing import cast
 
 import torch
 
-from kompakt.compressor.cache.rotary import has_scaled_rotations, rotated_to
+from kompakt.compressor.cache.rotary import rotated_to
 from kompakt.compressor.errors import InputError
-from kompakt.compressor.models.causal_lm import CausalLM
+from kompakt.compressor.models.causal_lm import CausalLM, has_scaled_rope
 from kompakt.compressor.parts import CachePart, Rope, Span, TextPart, made_for_another
 from kompakt.compressor.results import fragments_of, to_part
 from kompakt.compressor.units.render import Fragment
@@ -70,7 +70,7 @@ def _shape(part: CachePart) -> tuple[int, int, int]:
 
 def _check_decoder(part: CachePart, lm: CausalLM) -> None:
     # behind the first colon stands what was made of the decoder
-    if ":plain-rope" in part.space and isinstance(part.rope, tuple) and has_scaled_rotations(lm):
+    if ":plain-rope" in part.space and isinstance(part.rope, tuple) and has_scaled_rope(lm.model.config):
         raise InputError("these caches are of a decoder with plain rotations: load it with plain_rope=True for lm")
     if part.space.partition(":")[0] != lm.fingerprint:
         raise InputError(f"lm does not read these caches: {made_for_another(part.space, lm.fingerprint)}")

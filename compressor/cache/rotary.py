@@ -100,12 +100,6 @@ def has_rotations(lm: CausalLM) -> bool:
     return _rotary(lm) is not None or any(named)
 
 
-def has_scaled_rotations(lm: CausalLM) -> bool:
-    """Tell whether the frequencies of a decoder's rotations are scaled."""
-    parameters = getattr(lm.model.config.get_text_config(), "rope_parameters", None) or {}
-    return bool(parameters.get("rope_type", "default") != "default")
-
-
 def _keys_at(positions: torch.Tensor, lm: CausalLM) -> list[torch.Tensor]:
     """Return the keys of some tokens at some positions, ``[H_kv, m, D_head]`` for each layer."""
     body, cache = body_of(lm), new_cache()

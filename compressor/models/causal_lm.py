@@ -202,6 +202,11 @@ def scales_rope(folder: Path) -> bool:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the configuration in {folder} cannot be read: {error}") from error
+    return has_scaled_rope(config)
+
+
+def has_scaled_rope(config: PretrainedConfig) -> bool:
+    """Tell whether rotary frequencies are scaled."""
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return bool(parameters.get("rope_type", "default") != "default")
 

@@ -12,7 +12,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -29,7 +28,7 @@ from kompakt.compressor.soft.decoder import load_decoder
 from kompakt.compressor.soft.module import SlotModule
 from kompakt.compressor.soft.plan import Plan, Segment
 from kompakt.compressor.soft.vectors import VectorCodec
-from kompakt.compressor.store.artefacts import Artefacts, Recipe
+from kompakt.compressor.store.artefacts import Artefacts, as_stored
 from kompakt.compressor.store.codec import Precision
 from kompakt.compressor.types import Compressed
 
@@ -283,16 +282,11 @@ class SlotEncoder(Compressor):
         by_content = {one.content: one for several in segments for one in several}
         codec = VectorCodec(self.precision)
 
-        def compute(contents: list[str]) -> list[tuple[torch.Tensor, bytes]]:
-            codes = self.encode([by_content[content] for content in contents])
-            # what was just made is the same as what is stored, which says how far it is from this
-            return [decode(codec.encode(code.cpu())) for code in codes]
-
-        def decode(data: bytes) -> tuple[torch.Tensor, bytes]:
-            return codec.decode(data), data
+        def compute(contents: list[str]) -> list[torch.Tensor]:
+            return [code.cpu() for code in self.encode([by_content[content] for content in contents])]
 
         identity = ["vectors", _SCHEMA, *self.code_identity, self.precision]
-        recipe = Recipe(identity, compute, itemgetter(1), decode)
+        recipe = as_stored(identity, compute, codec.encode, codec.decode)
         if len(plans) > 1:
             for artefacts in _distinct([plan.artefacts for plan in plans]):
                 theirs = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 from kompakt.compressor.errors import ConfigError, StoreError
@@ -32,6 +33,27 @@ class Recipe(Generic[T]):
     compute: Callable[[list[str]], Iterable[T]]
     encode: Callable[[T], bytes]
     decode: Callable[[bytes], T]
+
+
+def as_stored(
+    identity: Sequence[object],
+    compute: Callable[[list[str]], Iterable[T]],
+    encode: Callable[[T], bytes],
+    decode: Callable[[bytes], T],
+) -> Recipe[tuple[T, bytes]]:
+    """Return a recipe for artefacts that are rounded as they are written; see ``Recipe``.
+
+    What was just made is given as it is found later, beside its bytes, which are written once: from what it was
+    before, so that they can state how far it is from that.
+    """
+
+    def read(data: bytes) -> tuple[T, bytes]:
+        return decode(data), data
+
+    def make(texts: list[str]) -> Iterator[tuple[T, bytes]]:
+        return (read(encode(artefact)) for artefact in compute(texts))
+
+    return Recipe(identity, make, itemgetter(1), read)
 
 
 class Artefacts:
