@@ -17,7 +17,7 @@ import torch
 from kompakt.compressor.base import Compressor, Job, Request, open_job
 from kompakt.compressor.cache.cache_gen import CachePrecision, cache_codec
 from kompakt.compressor.cache.context import CacheContext, read_context
-from kompakt.compressor.cache.rotary import has_rotations, rotated, unrotated, why_immovable
+from kompakt.compressor.cache.rotary import has_rotations, moved, why_immovable
 from kompakt.compressor.errors import BudgetError, ModelError
 from kompakt.compressor.models.causal_lm import CausalLM, Dtype, load_causal_lm
 from kompakt.compressor.models.locate import model_path, weights_fingerprint
@@ -185,6 +185,4 @@ class CacheCompressor(Compressor):
         if not has_rotations(self.lm):
             return keys
         together = torch.arange(start, start + keys.shape[1])
-        # in fp32, or keys would be rounded where their rotation is undone and again where they get another
-        turned = rotated(unrotated(keys.float(), positions, layer, self.lm), together, layer, self.lm)
-        return turned.to(keys.dtype)
+        return moved(keys, positions, together, layer, self.lm)

@@ -14,6 +14,7 @@ from kompakt.compressor.models.causal_lm import CausalLM
 from kompakt.compressor.models.key_value_caches import cache_argument, new_cache
 from kompakt.compressor.parts import CachePart
 from kompakt.compressor.soft.decoder import body_of
+from kompakt.kernels.rotary import rerotate_, rerotated
 
 _TRIED: Final = 4
 """Tokens whose keys are moved to see whether they can be."""
@@ -38,33 +39,44 @@ def rotated_to(part: CachePart, start: int, lm: CausalLM) -> CachePart:
             f"{lm.model.config.model_type!r} does not allow: {reason}"
         )
     given = None if isinstance(part.rope, str) else torch.tensor(part.rope)
-    # in fp32, or keys would be rounded where their rotation is undone and again where they get another
-    keys = tuple(
-        rotated(unrotated(one.float(), given, layer, lm), torch.tensor(wanted), layer, lm).to(one.dtype)
-        for layer, one in enumerate(part.keys)
-    )
+    keys = tuple(moved(one, given, torch.tensor(wanted), layer, lm) for layer, one in enumerate(part.keys))
     return replace(part, keys=keys, rope=wanted)
+
+
+def moved(
+    keys: torch.Tensor, old: torch.Tensor | None, new: torch.Tensor | None, layer: int, lm: CausalLM
+) -> torch.Tensor:
+    """Return keys with the rotation of other positions, rounded once.
+
+    Args:
+        keys: ``[H, m, D_head]``.
+        old: The positions that they are rotated for, ``[m]`` or those of each head ``[H, m]``; None for keys without
+            a rotation.
+        new: The positions that they are to be rotated for, likewise.
+        layer: The layer that they are of.
+        lm: The decoder.
+    """
+    if old is None and new is None:
+        return keys
+    before, after = (None if positions is None else _tables(positions, layer, lm) for positions in (old, new))
+    return rerotated(keys.to(lm.model.device), before, after)
 
 
 def rotated(keys: torch.Tensor, positions: torch.Tensor, layer: int, lm: CausalLM) -> torch.Tensor:
     """Return keys ``[H, m, D_head]`` with the rotation of ``positions``, ``[m]`` or one for each head ``[H, m]``."""
-    cos, sin = _tables(positions, layer, lm)
-    return _turned(keys.to(lm.model.device), cos, sin)
+    return moved(keys, None, positions, layer, lm)
 
 
 def unrotated(keys: torch.Tensor, positions: torch.Tensor | None, layer: int, lm: CausalLM) -> torch.Tensor:
     """Return keys ``[H, m, D_head]`` without the rotation of ``positions``; None for keys that have none."""
-    if positions is None:
-        return keys
-    cos, sin = _tables(positions, layer, lm)
-    return _turned(keys.to(lm.model.device), cos, -sin)
+    return moved(keys, positions, None, layer, lm)
 
 
 def mean_rotation(positions: torch.Tensor, width: int, layer: int, lm: CausalLM) -> torch.Tensor:
     """Return the mean of the rotations of ``positions`` as a matrix ``[D_head, D_head]`` in fp32."""
     cos, sin = (table.mean(dim=1, keepdim=True) for table in _tables(positions, layer, lm))
     # row by row the images of the unit vectors, which are the columns of the matrix
-    return _turned(torch.eye(width, device=lm.model.device)[:, None], cos, sin)[:, 0].T
+    return rerotate_(torch.eye(width, device=lm.model.device)[:, None], None, (cos, sin))[:, 0].T
 
 
 @functools.lru_cache(maxsize=4)
@@ -84,8 +96,11 @@ def why_immovable(lm: CausalLM) -> str:
     near, far = torch.arange(_TRIED), torch.arange(shift, shift + _TRIED)
     try:
         for layer, (key, expected) in enumerate(zip(_keys_at(near, lm), _keys_at(far, lm), strict=True)):
-            moved = rotated(unrotated(key, near, layer, lm), far, layer, lm)
-            if torch.linalg.norm(moved.float() - expected.float()) > 0.05 * torch.linalg.norm(expected.float()):
+            width, n_rotated = key.shape[-1], _tables(near, layer, lm)[0].shape[-1]
+            if n_rotated != width:
+                return f"it rotates its keys in a way that is not known here: {n_rotated} of {width} dimensions"
+            moved_key = moved(key, near, far, layer, lm)
+            if torch.linalg.norm(moved_key.float() - expected.float()) > 0.05 * torch.linalg.norm(expected.float()):
                 return f"it rotates the keys of layer {layer} in a way that is not known here"
     except RuntimeError as error:
         return f"it rotates its keys in a way that is not known here: {error}"
@@ -133,10 +148,3 @@ def _tables(positions: torch.Tensor, layer: int, lm: CausalLM) -> tuple[torch.Te
     # a number in fp32 asks for tables in fp32
     cos, sin = rotary(torch.zeros(1, device=lm.model.device), ids, **kind)
     return cos.float(), sin.float()
-
-
-def _turned(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate ``[H, m, D_head]`` by tables ``[1 or H, m, D_head]``."""
-    first, second = heads.float().chunk(2, dim=-1)
-    half_turned = torch.cat([-second, first], dim=-1)
-    return (heads.float() * cos + half_turned * sin).to(heads.dtype)

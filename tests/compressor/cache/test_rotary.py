@@ -9,6 +9,7 @@ from tiny_models import SCALED_ROPE, save_model
 from kompakt.compressor.cache.rotary import (
     has_rotations,
     mean_rotation,
+    moved,
     rotated,
     rotated_to,
     unrotated,
@@ -74,6 +75,27 @@ def test_a_rotation_changes_no_length_and_keeps_the_number_format(base):
     moved = rotated(keys, torch.arange(900, 905), 0, lm)
     assert moved.dtype == torch.bfloat16
     torch.testing.assert_close(moved.float().norm(dim=-1), keys.float().norm(dim=-1), rtol=2**-7, atol=0)
+
+
+def test_moving_rounds_once_and_leaves_what_was_given(base):
+    lm = lm_of(base)
+    keys = torch.randn(2, 64, 8, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    given, here, there = keys.clone(), torch.arange(3, 67), torch.arange(900, 964)
+    exact = rotated(unrotated(keys.float(), here, 0, lm), there, 0, lm)
+    once = (moved(keys, here, there, 0, lm).float() - exact).norm()
+    twice = (rotated(unrotated(keys, here, 0, lm), there, 0, lm).float() - exact).norm()
+    assert once < 0.8 * twice
+    assert torch.equal(keys, given)
+    assert moved(keys, None, None, 0, lm) is keys
+
+
+def test_gradients_flow_into_keys_that_are_moved(base):
+    lm = lm_of(base)
+    keys = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    here, there = torch.arange(3, 8), torch.arange(20, 25)
+    (moved(keys, here, there, 0, lm) * weights).sum().backward()
+    torch.testing.assert_close(keys.grad, moved(weights, there, here, 0, lm), atol=1e-5, rtol=1e-5)
 
 
 def test_a_mean_rotation_of_one_position_is_its_rotation(base):
