@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 import torch
 
-Setting: TypeAlias = Literal["auto", "reference", "triton"]
+Setting: TypeAlias = Literal["auto", "reference", "torch", "triton"]
 Implementation: TypeAlias = Literal["torch", "reference", "triton"]
 
 VARIABLE: Final = "KOMPAKT_KERNELS"
@@ -39,8 +39,8 @@ def choose(operation: str, *tensors: torch.Tensor, refusal: str = "") -> Impleme
         ValueError: If the setting is unknown.
     """
     chosen = setting()
-    if chosen == "reference":
-        return "reference"
+    if chosen in ("reference", "torch"):
+        return chosen
     on_gpu = all(tensor.is_cuda for tensor in tensors)
     if chosen == "auto" and not on_gpu:
         return "torch"
