@@ -9,6 +9,9 @@ if not torch.cuda.is_available():
     # read when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
+# without a choice, its compiler warns that it makes one
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 
 @pytest.fixture
 def device():
