@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kompakt.compressor.cache.beacon_config import BeaconConfig
+from kompakt.kernels.range_attention import visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +40,22 @@ class Layout:
     Args:
         is_beacon: Which of them are beacons ``[T]``.
         positions: Their position ids ``[T]``.
-        visible: Which keys each of them sees ``[T, n_context + n_held + T]``; None for all before it and itself.
+        n_keys: How many keys there are with theirs, ``n_context + n_held + T``.
+        ranges: Which two ranges of keys each of them sees ``[T, 2, 2]``, as ``beacon_attention`` takes them; None for
+            all keys before it and its own.
+        hidden: Which keys are hidden from all but themselves ``[n_keys]``; None for none.
     """
 
     is_beacon: torch.Tensor
     positions: torch.Tensor
-    visible: torch.Tensor | None
+    n_keys: int
+    ranges: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+
+    @property
+    def visible(self) -> torch.Tensor | None:
+        """Which keys each of them sees ``[T, n_keys]``; None for all before it and itself."""
+        return None if self.ranges is None else visible(self.ranges, self.n_keys, self.hidden)
 
 
 def lay_out(config: BeaconConfig, step: WindowStep) -> Layout:
@@ -58,11 +69,16 @@ def lay_out(config: BeaconConfig, step: WindowStep) -> Layout:
     else:
         is_beacon = _interleaved(step)
     places = step.n_held + torch.arange(len(is_beacon))
+    n_keys = step.n_context + step.n_held + len(places)
     if config.is_causal or not step.ratio:
-        return Layout(is_beacon, step.n_context + places, None)
+        return Layout(is_beacon, step.n_context + places, n_keys)
     if config.placement == "append":
         return Layout(is_beacon, *_appended(config, step, is_beacon, places))
-    return Layout(is_beacon, _shared_positions(step, places), _hidden_beacons(config, step, is_beacon, places))
+    positions = _shared_positions(step, places)
+    if not step.beacons and not is_beacon.any():
+        return Layout(is_beacon, positions, n_keys)
+    hidden = _hidden(config, step, is_beacon, n_keys)
+    return Layout(is_beacon, positions, n_keys, _causal_ranges(len(places), n_keys), hidden)
 
 
 def held_positions(config: BeaconConfig, step: WindowStep) -> torch.Tensor:
@@ -75,7 +91,14 @@ def held_positions(config: BeaconConfig, step: WindowStep) -> torch.Tensor:
 
 def causal(n_new: int, n_keys: int) -> torch.Tensor:
     """Return which keys ``[n_new, n_keys]`` the last positions see that see all before them and themselves."""
-    return torch.arange(n_keys) <= torch.arange(n_keys - n_new, n_keys)[:, None]
+    return visible(_causal_ranges(n_new, n_keys), n_keys)
+
+
+def _causal_ranges(n_new: int, n_keys: int) -> torch.Tensor:
+    """Return the ranges ``[n_new, 2, 2]`` of the last positions, which see all before them and themselves."""
+    ranges = torch.zeros(n_new, 2, 2, dtype=torch.long)
+    ranges[:, 0, 1] = torch.arange(n_keys - n_new, n_keys) + 1
+    return ranges
 
 
 def _interleaved(step: WindowStep) -> torch.Tensor:
@@ -93,34 +116,28 @@ def _shared_positions(step: WindowStep, places: torch.Tensor) -> torch.Tensor:
 
 def _appended(
     config: BeaconConfig, step: WindowStep, is_beacon: torch.Tensor, places: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return positions and sight where each beacon sees the tokens up to those that it stands for."""
-    n_keys = step.n_context + step.n_held + len(places)
+) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """Return positions, how many keys there are, and what is seen: by a beacon, tokens up to those it stands for."""
     n_tokens = step.n_held + step.n_tokens
     numbers = places[is_beacon] - n_tokens
     n_seen = (numbers + 1) * step.ratio
-    positions = places.clone()
-    positions[is_beacon] = n_seen + (numbers if config.attend_previous else 0)
-    visible = causal(len(places), n_keys)
-    of_tokens = slice(step.n_context, step.n_context + n_tokens)
-    visible[is_beacon, of_tokens] = torch.arange(n_tokens) < n_seen[:, None]
-    if not config.attend_previous:
-        visible[is_beacon, of_tokens.stop :] = torch.eye(len(numbers), dtype=torch.bool)
-    return step.n_context + positions, visible
-
-
-def _hidden_beacons(
-    config: BeaconConfig, step: WindowStep, is_beacon: torch.Tensor, places: torch.Tensor
-) -> torch.Tensor | None:
-    """Return the sight of interleaved beacons that nothing in their window sees but themselves."""
-    new = places[is_beacon]
-    if not step.beacons and not len(new):
-        return None
-    held = torch.tensor(step.beacons, dtype=torch.long)
+    own = step.n_context + places
+    positions = own.clone()
+    positions[is_beacon] = step.n_context + n_seen + (numbers if config.attend_previous else 0)
     n_keys = step.n_context + step.n_held + len(places)
-    visible = causal(len(places), n_keys)
-    itself = torch.zeros_like(visible)
-    itself[:, -len(places) :] = torch.eye(len(places), dtype=torch.bool)
-    hidden = torch.arange(2) if config.as_released else torch.cat([held, new])
-    visible[:, step.n_context + hidden] = False
-    return visible | itself
+    ranges = _causal_ranges(len(places), n_keys)
+    ranges[is_beacon, 0, 1] = step.n_context + n_seen.clamp(max=n_tokens)
+    ranges[is_beacon, 1, 0] = step.n_context + n_tokens if config.attend_previous else own[is_beacon]
+    ranges[is_beacon, 1, 1] = own[is_beacon] + 1
+    return positions, n_keys, ranges
+
+
+def _hidden(config: BeaconConfig, step: WindowStep, is_beacon: torch.Tensor, n_keys: int) -> torch.Tensor:
+    """Return which keys ``[n_keys]`` interleaved beacons, or what the released code takes for them, hide."""
+    hidden = torch.zeros(n_keys, dtype=torch.bool)
+    if config.as_released:
+        hidden[step.n_context : step.n_context + 2] = True
+    else:
+        hidden[step.n_context + torch.tensor(step.beacons, dtype=torch.long)] = True
+        hidden[n_keys - len(is_beacon) :] |= is_beacon
+    return hidden

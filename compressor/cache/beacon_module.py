@@ -415,9 +415,11 @@ class BeaconModule(SlotModule):
     def _mask(self, layout: Layout, n_past: int) -> torch.Tensor | None:
         """Return what is added to the logits of attention ``[1, 1, T, S]``; None where it is not needed."""
         n_new = len(layout.positions)
-        if layout.visible is None and (n_past == 0 or n_new == 1):
-            return None
-        visible = causal(n_new, n_past + n_new) if layout.visible is None else layout.visible
+        visible = layout.visible
+        if visible is None:
+            if n_past == 0 or n_new == 1:
+                return None
+            visible = causal(n_new, n_past + n_new)
         mask = torch.zeros(visible.shape, dtype=self.body.dtype, device=self.body.device)
         mask.masked_fill_(~visible.to(mask.device), torch.finfo(mask.dtype).min)
         return mask[None, None]

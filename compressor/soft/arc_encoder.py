@@ -20,7 +20,8 @@ from kompakt.compressor.soft.lora import Lora
 from kompakt.compressor.soft.module import SlotModule, seeded
 from kompakt.compressor.soft.plan import Segment
 from kompakt.compressor.soft.slot_encoder import SlotEncoder
-from kompakt.kernels.ragged_attention import ragged_attention
+from kompakt.kernels.packed_attention import packed_attention
+from kompakt.kernels.segment_pooling import segment_mean, segment_offsets
 
 _FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -123,7 +124,7 @@ class ARCModule(SlotModule):
             pooled = None
             if index >= first_pooling:
                 sizes = [group_sizes(length, rates[index - first_pooling]) for length in lengths]
-                pooled = _means(hidden, [size for own in sizes for size in own])
+                pooled = segment_mean(hidden, segment_offsets(size for own in sizes for size in own))
                 new_lengths = [len(own) for own in sizes]
             else:
                 new_lengths = lengths
@@ -153,7 +154,7 @@ class ARCModule(SlotModule):
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm(q), attention.k_norm(k)
         q, k = self._rotated(q, query_lengths), self._rotated(k, lengths)
-        attended = ragged_attention(q, k, v, query_lengths=query_lengths, key_lengths=lengths)
+        attended = packed_attention(q, k, v, query_lengths=query_lengths, key_lengths=lengths)
         residual = queries + attention.o_proj(attended.flatten(1))
         out: torch.Tensor = residual + part.mlp(part.post_attention_layernorm(residual))
         return out
@@ -166,15 +167,6 @@ class ARCModule(SlotModule):
         first, second = heads.chunk(2, dim=-1)
         rotated: torch.Tensor = heads * cos + torch.cat([-second, first], dim=-1) * sin
         return rotated
-
-
-def _means(vectors: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Return the mean of each group of vectors in a row, ``[len(sizes), D]``."""
-    counts = torch.tensor(sizes, device=vectors.device)
-    owners = torch.repeat_interleave(counts)
-    sums = vectors.new_zeros(len(sizes), vectors.shape[1], dtype=torch.float32)
-    means = sums.index_add(0, owners, vectors.float()) / counts[:, None]
-    return means.to(vectors.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

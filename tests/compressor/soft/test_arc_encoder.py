@@ -17,7 +17,6 @@ from kompakt.compressor.models.official.convert import convert
 from kompakt.compressor.models.tokenizers import load_tokenizer
 from kompakt.compressor.soft.arc_encoder import group_sizes
 from kompakt.compressor.soft.plan import Segment
-from kompakt.kernels.ragged_attention import ragged_attention, ragged_attention_reference
 
 TEXT = "the treaty of 1492 was signed by the river, and nobody knew why it took so long. " * 3
 LENGTHS = [1, 2, 7, 8, 9, 30, 64]
@@ -170,14 +169,3 @@ def test_bf16_stays_near_fp32(released, decoders):
     )
     error = (exact - rounded).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()
     assert 0 < float(error) < 0.05
-
-
-@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (4, 2), (3, 1)])
-def test_ragged_attention_equals_its_reference(n_heads, n_kv_heads):
-    generator = torch.Generator().manual_seed(0)
-    query_lengths, key_lengths = [3, 1, 4, 3], [5, 2, 4, 5]
-    q = torch.randn(sum(query_lengths), n_heads, 8, generator=generator)
-    k, v = (torch.randn(sum(key_lengths), n_kv_heads, 8, generator=generator) for _ in range(2))
-    lengths = {"query_lengths": query_lengths, "key_lengths": key_lengths}
-    expected = ragged_attention_reference(q, k, v, **lengths)
-    assert_close(ragged_attention(q, k, v, **lengths), expected)
