@@ -40,3 +40,25 @@ def equal_width_batches(lengths: Sequence[int], *, longest: int, max_tokens: int
         size = max(1, max_tokens // max(common, 1))
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
+
+
+def packed_batches(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+    """Group rows that are packed one behind the other, the longest first: rows of one length follow each other.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Tokens in a batch; a row that is longer is a batch of its own.
+
+    Yields:
+        The places of a batch's rows in ``lengths``.
+    """
+    batch: list[int] = []
+    n_tokens = 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if batch and n_tokens + lengths[place] > max_tokens:
+            yield batch
+            batch, n_tokens = [], 0
+        batch.append(place)
+        n_tokens += lengths[place]
+    if batch:
+        yield batch

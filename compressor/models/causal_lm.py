@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from kompakt.compressor.errors import ConfigError, MissingExtraError, ModelError
-from kompakt.compressor.models.batches import equal_width_batches, padded_width
 from kompakt.compressor.models.devices import best_device, best_dtype, quiet_loading
 from kompakt.compressor.models.locate import check_unchanged, model_path, recent_fingerprint, weights_fingerprint
 from kompakt.compressor.models.tokenizers import parse_tokenizer
@@ -27,12 +26,6 @@ Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in one forward pass. On a CPU, passes of 512 to 4096 tokens cost the same for each token."""
-
-_HEAD_TOKENS = 512
-"""Tokens whose logits [n, V] exist at one time: fewer re-read the head's weights more often than they must."""
-
-_NORMALISER_TOKENS = 16
-"""Tokens normalised at one time on a CPU: their logits in fp32 then stay in its cache, which is twice as fast."""
 
 _DEFAULT_CONTEXT = 2048
 """Tokens read at once by models whose configuration names no limit."""
@@ -177,7 +170,7 @@ def _load_network(folder: Path, dtype: torch.dtype, device: str, *, plain_rope: 
     loaded.to(device)  # type: ignore[arg-type]
     loaded.eval()  # type: ignore[no-untyped-call]
     loaded.requires_grad_(False)
-    head = _head(loaded)
+    head = output_layer(loaded)
     if head is not None:
         head.register_forward_pre_hook(_without_gaps)
     return loaded
@@ -224,28 +217,8 @@ def _load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return parse_tokenizer(str(folder), file.read_bytes())
 
 
-@functools.lru_cache(maxsize=16)
-def _check_head(lm: CausalLM) -> None:
-    """Raise for architectures that scale or cap logits after the output layer: their surprisals would be wrong."""
-    import torch
-
-    with torch.inference_mode():
-        ids = torch.full((1, 4), lm.prefix_id, device=lm.device)
-        whole = lm.model(ids, use_cache=False).logits.float()
-        parts = _head(lm.model)(_hidden(lm.model, ids)).float()
-    if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0.02, atol=0.05):
-        kind = lm.model.config.model_type
-        raise ModelError(
-            f"models of type {kind!r} change their logits after the output layer, which scoring does not support"
-        )
-
-
-def _hidden(network: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    hidden: torch.Tensor = network.base_model(ids, use_cache=False).last_hidden_state
-    return hidden
-
-
-def _head(network: PreTrainedModel) -> Any:  # noqa: ANN401 (some models have none)
+def output_layer(network: PreTrainedModel) -> Any:  # noqa: ANN401 (some models have none)
+    """Return the layer that makes logits of states; None for a model without one."""
     return network.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
@@ -257,138 +230,3 @@ def tokenize(lm: CausalLM, texts: Sequence[str]) -> list[Tokens]:
 def _tokens(encoding: tokenizers.Encoding) -> Tokens:
     ends = np.fromiter((end for _, end in encoding.offsets), dtype=np.int64, count=len(encoding))
     return Tokens(np.array(encoding.ids, dtype=np.int64), np.maximum.accumulate(ends))
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A window: tokens ``[start, end)`` of a sequence are predicted, those from ``scored`` on are reported."""
-
-    sequence: int
-    start: int
-    end: int
-    scored: int
-
-
-def windows(n_tokens: int, *, window: int, overlap: int) -> list[tuple[int, int, int]]:
-    """Cut a sequence into windows such that each token is reported once.
-
-    Args:
-        n_tokens: Length of the sequence.
-        window: The most tokens that one window predicts.
-        overlap: Tokens that a window reads again before those that it reports.
-
-    Returns:
-        ``(start, end, scored)`` for each window: it predicts tokens ``[start, end)`` and reports ``[scored, end)``.
-    """
-    cuts = [(0, min(window, n_tokens), 0)] if n_tokens else []
-    while cuts and cuts[-1][1] < n_tokens:
-        scored = cuts[-1][1]
-        start = scored - overlap
-        cuts.append((start, min(start + window, n_tokens), scored))
-    return cuts
-
-
-def self_information(
-    lm: CausalLM,
-    sequences: Sequence[Sequence[int] | NDArray[np.int64]],
-    *,
-    window: int | None = None,
-    overlap: int | None = None,
-) -> list[NDArray[np.float32]]:
-    """Return how surprising each token is to the model: -ln P(token | prefix token, tokens before it).
-
-    Logits exist for a few hundred tokens at a time. Rows of a batch have nearly the same length; they are filled up
-    on the right, where a causal model does not look, so that no mask is needed.
-
-    Args:
-        lm: The model.
-        sequences: Token ids of each text, [T] each, without the prefix.
-        window: The most tokens read at once; the model's context length by default and at most.
-        overlap: For longer sequences, how many tokens before the reported ones are read again, at most
-            ``window - 1``; half a window by default.
-
-    Returns:
-        Surprisals in nats, float32 [T] for each sequence, in order.
-
-    Source: Li et al. 2023, "Compressing Context to Enhance Inference Efficiency of Large Language Models",
-    section 2.1.
-
-    Raises:
-        ConfigError: If ``window`` or ``overlap`` make no sense.
-        ModelError: If the model scales or caps its logits.
-    """
-    _check_head(lm)
-    size = min(window or lm.context_length, lm.context_length)
-    again = size // 2 if overlap is None else overlap
-    if size < 1 or not 0 <= again < size:
-        raise ConfigError(f"window must be positive and overlap in [0, window), got {window} and {overlap}")
-    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    rows = [
-        _Row(index, *cut) for index, ids in enumerate(arrays) for cut in windows(len(ids), window=size, overlap=again)
-    ]
-    results = [np.empty(len(ids), dtype=np.float32) for ids in arrays]
-    limit = BATCH_TOKENS["cuda" if lm.device.startswith("cuda") else "cpu"]
-    lengths = [row.end - row.start for row in rows]
-    for places in equal_width_batches(lengths, longest=lm.context_length, max_tokens=limit):
-        batch = [rows[place] for place in places]
-        values = _score_rows(lm, [arrays[row.sequence][row.start : row.end] for row in batch], batch)
-        for row, scores in zip(batch, values, strict=True):
-            results[row.sequence][row.scored : row.end] = scores
-    return results
-
-
-def _score_rows(lm: CausalLM, tokens: Sequence[NDArray[np.int64]], rows: Sequence[_Row]) -> list[NDArray[np.float32]]:
-    import torch
-
-    width = padded_width(len(tokens[0]), longest=lm.context_length)
-    inputs = np.full((len(rows), width), lm.prefix_id, dtype=np.int64)
-    reported = np.zeros((len(rows), width), dtype=bool)
-    for index, (row, ids) in enumerate(zip(rows, tokens, strict=True)):
-        inputs[index, 1 : len(ids)] = ids[:-1]
-        reported[index, row.scored - row.start : len(ids)] = True
-    targets = np.concatenate([ids[row.scored - row.start :] for row, ids in zip(rows, tokens, strict=True)])
-    with torch.inference_mode():
-        hidden = _hidden(lm.model, torch.from_numpy(inputs).to(lm.device))
-        wanted = hidden[torch.from_numpy(reported).to(lm.device)]
-        del hidden
-        scores = _surprisal(_head(lm.model), wanted, torch.from_numpy(targets).to(lm.device))
-    ends = np.cumsum([row.end - row.scored for row in rows])
-    return np.split(scores.cpu().numpy(), ends[:-1])
-
-
-def _surprisal(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return -ln softmax(head(hidden))[targets] in fp32 [N], from hidden states [N, D] and token ids [N]."""
-    import torch
-
-    on_cpu = hidden.device.type == "cpu"
-    scores = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    for start in range(0, len(targets), _HEAD_TOKENS):
-        logits = head(hidden[start : start + _HEAD_TOKENS])
-        step = _NORMALISER_TOKENS if on_cpu else _HEAD_TOKENS
-        for inner in range(0, len(logits), step):
-            first = start + inner
-            log_p = torch.log_softmax(logits[inner : inner + step].float(), dim=-1)
-            chosen = log_p.gather(1, targets[first : first + len(log_p), None])
-            scores[first : first + len(log_p)] = -chosen[:, 0]
-    return scores
-
-
-def self_information_reference(
-    lm: CausalLM, sequences: Sequence[Sequence[int] | NDArray[np.int64]]
-) -> list[NDArray[np.float32]]:
-    """Return what ``self_information`` returns, one sequence at a time from the logits of all its tokens.
-
-    Args:
-        lm: The model.
-        sequences: Token ids of each text, [T] each, at most as long as the model's context.
-    """
-    import torch
-
-    results = []
-    for sequence in sequences:
-        ids = torch.tensor([[lm.prefix_id, *map(int, sequence)]], device=lm.device)
-        with torch.inference_mode():
-            logits = lm.model(ids[:, :-1], use_cache=False).logits if len(sequence) else ids.new_zeros(1, 0, 1)
-            log_p = torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None])
-        results.append(-log_p[0, :, 0].cpu().numpy())
-    return results

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from kompakt.compressor.errors import InputError, ModelError
-from kompakt.compressor.models.batches import equal_width_batches, padded_width
+from kompakt.compressor.models.batches import equal_width_batches, packed_batches, padded_width
 from kompakt.compressor.models.causal_lm import BATCH_TOKENS, CausalLM, Dtype, load_causal_lm
+from kompakt.compressor.models.packed_decoder import PackedDecoder, packed_decoder
 
 NO_POSITION: Final = {"opt": -1}
 """Position id that selects the padding row of a table of learned positions, by type of model."""
@@ -142,8 +143,9 @@ def hidden_states(
 ) -> list[torch.Tensor]:
     """Run rows of embeddings through a causal decoder, each from position 0 on and blind to the others.
 
-    Rows are filled up behind their end, where a causal model does not look, so that no mask is needed; rows of nearly
-    the same length share a batch, and no row's result depends on its company. Gradients flow.
+    Where no gradient is wanted, rows of decoders that are known are packed without padding. Others are filled up
+    behind their end, where a causal model does not look, so that no mask is needed; rows of nearly the same length
+    share a batch. No row's result depends on its company, but for the rounding of processors with AMX.
 
     Args:
         body: A decoder without its head.
@@ -157,12 +159,33 @@ def hidden_states(
     Raises:
         InputError: If a row is longer than the model reads.
     """
+    packed = packed_decoder(body) if positions is None and not torch.is_grad_enabled() else None
+    if packed is not None:
+        return _packed_states(packed, body, rows, max_positions=max_positions)
     results: dict[int, torch.Tensor] = {}
     for places, inputs in embedding_batches(body, rows, positions, max_positions=max_positions):
         output = body(**inputs, use_cache=False)
         for place, states in zip(places, output.last_hidden_state, strict=True):
             results[place] = states[: len(rows[place])]
     return [results[place] for place in range(len(rows))]
+
+
+def _packed_states(
+    packed: PackedDecoder, body: PreTrainedModel, rows: Sequence[torch.Tensor], *, max_positions: int
+) -> list[torch.Tensor]:
+    lengths = [len(row) for row in rows]
+    _check_lengths(lengths, max_positions)
+    results: dict[int, torch.Tensor] = {}
+    for places in packed_batches(lengths, max_tokens=BATCH_TOKENS["cpu"]):
+        own = [lengths[place] for place in places]
+        states = packed(torch.cat([rows[place].to(body.dtype) for place in places]), own)
+        results.update(zip(places, torch.split(states, own), strict=True))
+    return [results[place] for place in range(len(rows))]
+
+
+def _check_lengths(lengths: Sequence[int], max_positions: int) -> None:
+    if lengths and max(lengths) > max_positions:
+        raise InputError(f"a segment takes {max(lengths)} positions and the model reads at most {max_positions}")
 
 
 def embedding_batches(
@@ -181,8 +204,7 @@ def embedding_batches(
         InputError: If a row is longer than the model reads.
     """
     lengths = [len(row) for row in rows]
-    if lengths and max(lengths) > max_positions:
-        raise InputError(f"a segment takes {max(lengths)} positions and the model reads at most {max_positions}")
+    _check_lengths(lengths, max_positions)
     limit = BATCH_TOKENS["cuda" if body.device.type == "cuda" else "cpu"]
     for places in equal_width_batches(lengths, longest=max_positions, max_tokens=limit):
         width = padded_width(lengths[places[0]], longest=max_positions)

@@ -33,7 +33,8 @@ from kompakt.compressor.store.codec import Precision
 from kompakt.compressor.types import Compressed
 
 _LOG = logging.getLogger(__name__)
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+"""Raised where the same weights come to give other codes, be it by rounding."""
 _WHERE_IT_RUNS: Final = ("checkpoint", "base", "device")
 
 

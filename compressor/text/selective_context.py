@@ -13,9 +13,11 @@ import numpy as np
 
 from kompakt.compressor.base import Request, ScoringCompressor
 from kompakt.compressor.errors import ConfigError
-from kompakt.compressor.models.causal_lm import CausalLM, recent_causal_lm, self_information, tokenize
+from kompakt.compressor.models.causal_lm import tokenize
 from kompakt.compressor.models.locate import model_path, recent_fingerprint, weights_fingerprint
 from kompakt.compressor.models.noun_chunks import CHUNKER, load_chunker, noun_chunks, split_phrases
+from kompakt.compressor.models.scorers import recent_scorer
+from kompakt.compressor.models.self_information import Scorer, self_information
 from kompakt.compressor.store.artefacts import Artefacts, Recipe
 from kompakt.compressor.units.segment import segment
 from kompakt.compressor.units.sentences import ProseSplitter, Range, split_sentences, split_words
@@ -32,7 +34,11 @@ WINDOW: Final = 1024
 """Tokens that are read at once where the context is the document."""
 
 OVERLAP: Final = 128
-"""Tokens that the next window reads again, so that none is scored on fewer (the document's first apart)."""
+"""Tokens that the next window reads again, so that none is scored on fewer (the document's first apart); an eighth
+of a shorter window."""
+
+_SCHEMA: Final = 2
+"""Raised where the same weights come to give other surprisals, be it by rounding."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class SelectiveContext(ScoringCompressor):
     Source: Li et al. 2023, "Compressing Context to Enhance Inference Efficiency of Large Language Models".
 
     Args:
-        model: A named model, or the folder of a causal language model.
+        model: A named model, or the folder of a causal language model. ``surprisal-lite`` reads three times as
+            fast as ``smollm2-135m``, which it was trained to imitate.
         granularity: How running text is cut: into noun chunks and single words (``phrase``, the paper's best),
             ``sentence``, or ``token``: language-model tokens joined to the words that they are parts of. Scripts
             without an English noun chunk are cut into words, those without spaces into characters.
@@ -99,7 +106,7 @@ class SelectiveContext(ScoringCompressor):
         """Find the phrases and read the texts of several requests at once."""
         if self.granularity == "phrase":
             _phrases(requests, artefacts, is_ahead=True)
-        recipe = information_recipe(recent_causal_lm(self.model), context=self.context)
+        recipe = information_recipe(recent_scorer(self.model), context=self.context)
         texts = [document.text for request in requests for document in request.documents]
         artefacts.fetch(recipe, texts, is_ahead=True)
 
@@ -124,13 +131,12 @@ class SelectiveContext(ScoringCompressor):
             ModelNotFoundError: If the model is not on this machine.
         """
         del query
-        lm = recent_causal_lm(self.model)
         scores = np.zeros(len(units))
         members: list[list[int]] = [[] for _ in units.documents]
         for index, unit in enumerate(units):
             members[unit.document].append(index)
         texts = [document.text for document in units.documents]
-        recipe = information_recipe(lm, context=self.context)
+        recipe = information_recipe(recent_scorer(self.model), context=self.context)
         for text, information, indices in zip(texts, units.artefacts.fetch(recipe, texts), members, strict=True):
             if indices:
                 ranges = [_own_range(units[index]) for index in indices]
@@ -142,18 +148,19 @@ def _own_range(unit: Unit) -> Range:
     return unit.start, unit.head_end
 
 
-def information_recipe(lm: CausalLM, *, context: Context) -> Recipe[Information]:
+def information_recipe(scorer: Scorer, *, context: Context) -> Recipe[Information]:
     """Return how the surprisal of each token of a text is made and stored.
 
     Args:
-        lm: The model.
+        scorer: What reads.
         context: What a token is conditioned on.
     """
 
     def compute(texts: list[str]) -> list[Information]:
-        return _running(lm, texts) if context == "document" else _by_sentence(lm, texts)
+        return _running(scorer, texts) if context == "document" else _by_sentence(scorer, texts)
 
-    identity = ["self-information", lm.fingerprint, lm.dtype, lm.device, context, WINDOW, OVERLAP]
+    lm = scorer.lm
+    identity = ["self-information", lm.fingerprint, lm.dtype, lm.device, context, *_windows(scorer), _SCHEMA]
     return Recipe(identity, compute, _encoded, _decoded)
 
 
@@ -169,19 +176,23 @@ def _decoded(data: bytes) -> Information:
     return Information(ends, np.frombuffer(data[half:], dtype="<f4"))
 
 
-def _running(lm: CausalLM, texts: Sequence[str]) -> list[Information]:
-    tokens = tokenize(lm, texts)
-    window = min(WINDOW, lm.context_length)
-    overlap = min(OVERLAP, window // 2)
-    nats = self_information(lm, [one.ids for one in tokens], window=window, overlap=overlap)
+def _windows(scorer: Scorer) -> tuple[int, int]:
+    window = min(WINDOW, scorer.longest)
+    return window, min(OVERLAP, window // 8)
+
+
+def _running(scorer: Scorer, texts: Sequence[str]) -> list[Information]:
+    tokens = tokenize(scorer.lm, texts)
+    window, overlap = _windows(scorer)
+    nats = self_information(scorer, [one.ids for one in tokens], window=window, overlap=overlap)
     return [Information(one.ends, values) for one, values in zip(tokens, nats, strict=True)]
 
 
-def _by_sentence(lm: CausalLM, texts: Sequence[str]) -> list[Information]:
+def _by_sentence(scorer: Scorer, texts: Sequence[str]) -> list[Information]:
     sentences = [[(start, text[start:end]) for start, end in split_sentences(text)] for text in texts]
     stripped = [sentence.lstrip() for own in sentences for _, sentence in own]
-    tokens = tokenize(lm, stripped)
-    nats = self_information(lm, [one.ids for one in tokens], window=min(WINDOW, lm.context_length))
+    tokens = tokenize(scorer.lm, stripped)
+    nats = self_information(scorer, [one.ids for one in tokens], window=_windows(scorer)[0])
     # white space at the start of a sentence has no token
     offsets = [start + len(source) - len(source.lstrip()) for own in sentences for start, source in own]
     ends = [one.ends + offset for one, offset in zip(tokens, offsets, strict=True)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kompakt.compressor.models.batches import equal_width_batches, padded_width
+from kompakt.compressor.models.batches import equal_width_batches, packed_batches, padded_width
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,12 @@ def test_each_row_stands_in_one_batch_of_its_width(lengths, max_tokens, longest)
         widths = {padded_width(lengths[place], longest=longest) for place in batch}
         assert len(widths) == 1
         assert len(batch) == 1 or len(batch) * widths.pop() <= max_tokens
+
+
+@given(st.lists(st.integers(0, 100), max_size=60), st.integers(1, 400))
+def test_each_packed_row_stands_in_one_batch_and_the_longest_come_first(lengths, max_tokens):
+    batches = list(packed_batches(lengths, max_tokens=max_tokens))
+    places = [place for batch in batches for place in batch]
+    assert sorted(places) == list(range(len(lengths)))
+    assert [lengths[place] for place in places] == sorted(lengths, reverse=True)
+    assert all(len(batch) == 1 or sum(lengths[place] for place in batch) <= max_tokens for batch in batches)

@@ -27,6 +27,7 @@ from kompakt.compressor.units.segment import segment
 from kompakt.compressor.units.sentences import split_words
 
 np = pytest.importorskip("numpy")
+torch = pytest.importorskip("torch")
 
 
 class TestPaper:
@@ -224,7 +225,7 @@ class TestWithModels:
         phrases = [text[a:b] for a, b in split_phrases(text, noun_chunks([text])[0])]
         assert "".join(phrases) == text
         assert phrases[-1] == " it."
-        (ids,) = module.tokenize(module.recent_causal_lm("smollm2-135m"), [text])
+        (ids,) = module.tokenize(module.recent_scorer("smollm2-135m").lm, [text])
         assert ids.ends[-1] == len(text)
 
     @pytest.mark.parametrize("granularity", ["phrase", "sentence", "token"])
@@ -236,8 +237,7 @@ class TestWithModels:
         assert compressor.compress(PROSE, keep=0.5).text == first.text
 
     def test_what_else_is_compressed_changes_no_scores(self):
-        lm = module.recent_causal_lm("smollm2-135m")
-        recipe = information_recipe(lm, context="document")
+        recipe = information_recipe(module.recent_scorer("smollm2-135m"), context="document")
         (alone,) = Artefacts(MemoryStore()).fetch(recipe, [PROSE])
         SelectiveContext().forget()
         units = segment_of([STRANGE[5], PROSE, PROSE[:80]])
@@ -245,7 +245,9 @@ class TestWithModels:
         artefacts = units.artefacts
         (among_others,) = artefacts.fetch(recipe, [PROSE])
         assert artefacts.hits > 0
-        assert (among_others.nats == alone.nats).all()
+        # products of long rows in bf16 with AMX depend in their last bits on how many rows there are
+        atol = 0.5 if torch.cpu._is_amx_tile_supported() else 0
+        np.testing.assert_allclose(among_others.nats, alone.nats, atol=atol, rtol=0)
 
     def test_a_text_is_scored_once(self, monkeypatch):
         calls = []
