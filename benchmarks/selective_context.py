@@ -22,7 +22,7 @@ from pathlib import Path
 from kompakt.compressor.models.causal_lm import CausalLM, load_causal_lm, tokenize
 from kompakt.compressor.models.noun_chunks import load_chunker
 from kompakt.compressor.models.tokenizers import load_tokenizer
-from kompakt.compressor.text.selective_context import WINDOW, SelectiveContext, clear_cache
+from kompakt.compressor.text.selective_context import WINDOW, SelectiveContext
 
 MODEL = "smollm2-135m"
 BARE_WINDOW = WINDOW
@@ -63,7 +63,7 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def compress_cold(compressor: SelectiveContext, text: str, keep: float) -> None:
-    clear_cache()
+    compressor.forget()
     compressor.compress(text, keep=keep, tokenizer=MODEL)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kompakt import Compressed, load
-from kompakt.compressor.models.sentence_encoder import load_sentence_encoder
 from kompakt.compressor.models.tokenizers import Tokenizer, load_tokenizer
 from kompakt.compressor.units.sentences import split_sentences
 
@@ -58,7 +57,6 @@ def main() -> None:
     files = args.files or [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in files)
     tokenizer = load_tokenizer(args.tokenizer)
-    encoder = load_sentence_encoder("minilm-l6")
     for name, n_tokens in (("extractive", 1_500), ("default", 1_500), ("lexical", 10_000), ("lexical", 100_000)):
         passage = cut(text, n_tokens, tokenizer)
         compressor = load(name)
@@ -66,7 +64,7 @@ def main() -> None:
         def run(passage: str = passage, compressor=compressor) -> Compressed:
             return compressor.compress(passage, query=QUERY, keep=0.25, tokenizer=tokenizer)
 
-        seconds = median_seconds(run, args.repeats, encoder.forget)
+        seconds = median_seconds(run, args.repeats, compressor.forget)
         n = tokenizer.count(passage)
         print(f"{name:12} {n:8,} tokens  {seconds:7.3f} s  {n / seconds:10,.0f} tokens/s")
 
