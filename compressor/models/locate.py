@@ -16,11 +16,12 @@ from threading import Lock
 from cachetools import TTLCache, cached
 
 from kompakt.compressor.errors import ModelError, ModelNotFoundError
-from kompakt.compressor.models.catalog import CATALOG, ModelSpec
+from kompakt.compressor.models.catalog import CATALOG, Bundled, ModelSpec
 
 RECORD_FILE = "kompakt.json"
 """Written last into each pulled folder: what it is and where it came from."""
 
+_BUNDLED = Path(__file__).parent / "weights"
 _FINGERPRINT_FILE = ".kompakt-fingerprint.json"
 _FINGERPRINT_SCHEMA = 1
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -60,8 +61,10 @@ def cache_root() -> Path:
 
 
 def cached_path(spec: ModelSpec) -> Path:
-    """Return where a pull of ``spec`` puts it, whether or not it is there."""
-    return cache_root() / spec.cache_folder
+    """Return where a pull of ``spec`` puts it, whether or not it is there; another pinned version goes elsewhere."""
+    if isinstance(spec.carrier, Bundled):
+        return _BUNDLED / spec.carrier.folder
+    return cache_root() / f"{spec.name}-{spec.carrier.version}"
 
 
 def is_complete(folder: Path) -> bool:
@@ -149,7 +152,8 @@ def weights_fingerprint(folder: str | os.PathLike[str]) -> str:
         if not _still_valid(entry, stat.st_size, stat.st_mtime_ns):
             entry = [stat.st_size, stat.st_mtime_ns, _file_sha256(path, stat.st_size, stat.st_mtime_ns)]
         entries[name] = list(entry or ())
-    if entries != known:
+    # nothing is written into this package
+    if entries != known and not root.resolve().is_relative_to(_BUNDLED.resolve()):
         _write_known(root, entries)
     lines = "".join(f"{name}\0{entry[2]}\n" for name, entry in sorted(entries.items()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

