@@ -61,7 +61,8 @@ def _case(
         dtype=dtype,
         call=lambda: beacon_attention(queries, keys, values, **sight),
         reference=lambda: beacon_attention_reference(queries, keys, values, **sight),
-        tolerance=1e-4 if dtype == torch.float32 else 2**-5,
+        # one step of bf16 at the largest outputs, of queries that see little, beside the mean of those that see much
+        tolerance=1e-4 if dtype == torch.float32 else 2**-3,
         flops=4.0 * n_pairs * heads[0] * head_size,
         n_bytes=2.0 * queries.nbytes + keys.nbytes + values.nbytes,
     )

@@ -14,14 +14,14 @@ def cases(device: torch.device) -> Iterator[Case]:
     """Yield heads as a model of 8 billion parameters has them on a GPU, and one of 135 million on a CPU."""
     on_gpu = device.type == "cuda"
     heads, head_size = ((32, 8), 128) if on_gpu else ((9, 3), 64)
-    scale = 8 if on_gpu else 1
+    scale = 16 if on_gpu else 1
     # numbers that spread evenly from 10 to 300
-    texts = [10 + 291 * (index * 37 % 100) // 100 for index in range(scale * 15)]
+    texts = [10 + 291 * (index * 37 % 100) // 100 for index in range(scale * 8)]
     pooled = [-(-length // 4) for length in texts]
     for dtype in (torch.float32, torch.bfloat16):
         yield _case("ragged texts, causal", texts, texts, True, heads, head_size, dtype, device)
         yield _case(
-            "segments of 20, causal", [20] * scale * 100, [20] * scale * 100, True, heads, head_size, dtype, device
+            "segments of 20, causal", [20] * scale * 50, [20] * scale * 50, True, heads, head_size, dtype, device
         )
         yield _case("ragged texts, pooled by 4", pooled, texts, False, heads, head_size, dtype, device)
 
@@ -52,7 +52,8 @@ def _case(
         dtype=dtype,
         call=lambda: packed_attention(queries, keys, values, **options),
         reference=lambda: packed_attention_reference(queries, keys, values, **options),
-        tolerance=1e-4 if dtype == torch.float32 else 2**-5,
+        # one step of bf16 at the largest outputs, of queries that see little, beside the mean of those that see much
+        tolerance=1e-4 if dtype == torch.float32 else 2**-3,
         flops=4.0 * n_pairs * heads[0] * head_size,
         n_bytes=2.0 * queries.nbytes + keys.nbytes + values.nbytes,
     )

@@ -45,6 +45,8 @@ SIGHTS = {
     "interleaved": (causal(11, 70), 70, every(5, 70)),
     "all-hidden": (causal(5, 9), 9, every(1, 9) | True),
     "apart": (torch.tensor([[[0, 3], [135, 140]]]).repeat(5, 1, 1), 140, None),
+    "overlapping": (torch.tensor([[[0, 70], [60, 200]]]).repeat(3, 1, 1), 200, None),
+    "overlapping-in-reverse": (torch.tensor([[[100, 140], [0, 110]]]).repeat(3, 1, 1), 200, None),
     "drawn": (drawn(7, 123), 123, None),
     "drawn-and-hidden": (drawn(66, 67).to(torch.int32), 67, every(2, 67)),
     "blind": (torch.zeros(7, 2, 2, dtype=torch.int32), 20, None),
