@@ -16,7 +16,7 @@ from typing import ClassVar, Final, Literal, TypeAlias
 from kompakt.compressor.budget import Candidates, closures, select
 from kompakt.compressor.errors import BudgetError, ConfigError, InputError, ValidityError
 from kompakt.compressor.models.tokenizers import Tokenizer, load_tokenizer
-from kompakt.compressor.results import fits, from_fragments, joined_text, to_part
+from kompakt.compressor.results import fits, from_fragments, joined_text, text_of
 from kompakt.compressor.store.artefacts import Artefacts, process_store
 from kompakt.compressor.types import (
     Budget,
@@ -320,7 +320,8 @@ class ScoringCompressor(Compressor):
 
     def rank(self, units: Units, scores: Sequence[float]) -> list[int]:
         """Return the units' indices, best first; by default by score, earlier ones first among equals."""
-        return sorted(range(len(units)), key=lambda index: (-scores[index], index))
+        # the sort is stable: among equals the earlier one stays first
+        return sorted(range(len(units)), key=[-score for score in scores].__getitem__)
 
     def choose(self, units: Units, job: Job, order: Sequence[int]) -> frozenset[int]:
         """Return the indices of the units to keep, at most the budget's tokens of them unless the request is soft."""
@@ -357,7 +358,7 @@ class Job:
         )
 
         def count(kept: frozenset[int]) -> int:
-            return self.request.tokenizer.count(to_part(self.write(units, kept)).text)
+            return self.request.tokenizer.count(text_of(self.write(units, kept)))
 
         return select(candidates, self.max_tokens, count)
 
@@ -439,11 +440,17 @@ def costs(units: Units, tokenizer: Tokenizer, n_tokens: int) -> list[float]:
     """
     children = units.children()
     heads, tails = zip(*_written(units, children), strict=True)
-    counted = tokenizer.count_batch([*heads, *tails])
+    counted = _counted(tokenizer, [*heads, *tails])
     plain = [head + tail for head, tail in zip(counted[: len(units)], counted[len(units) :], strict=True)]
     scale = n_tokens / max(1, sum(plain))
-    marks = tokenizer.count_batch([longest_mark(unit, len(children.get(i, ()))) for i, unit in enumerate(units)])
+    marks = _counted(tokenizer, [longest_mark(unit, len(children.get(i, ()))) for i, unit in enumerate(units)])
     return [scale * cost + mark for cost, mark in zip(plain, marks, strict=True)]
+
+
+def _counted(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Count the tokens of many texts at once, most of which may be empty."""
+    counts = iter(tokenizer.count_batch([text for text in texts if text]))
+    return [next(counts) if text else 0 for text in texts]
 
 
 def _written(units: Units, children: dict[int | None, list[int]]) -> list[tuple[str, str]]:

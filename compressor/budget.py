@@ -34,6 +34,9 @@ def closures(units: Sequence[Unit]) -> list[frozenset[int]]:
     """Return for each unit the units that must stand with it: parents and whatever it requires, transitively."""
     done: list[frozenset[int]] = []
     for index, unit in enumerate(units):
+        if unit.parent is None and not unit.requires:
+            done.append(frozenset((index,)))
+            continue
         found = {index}
         links = _links(unit)
         while links:
@@ -60,12 +63,14 @@ def fill(candidates: Candidates, budget: float) -> frozenset[int]:
     total would have exceeded that budget, and the larger has kept it.
     """
     kept = set(candidates.protected)
-    used = sum(candidates.costs[index] for index in kept)
+    cost_of = candidates.costs.__getitem__
+    used = sum(map(cost_of, kept))
     for index in candidates.order:
         if index in kept:
             continue
-        added = candidates.needs[index] - kept
-        cost = sum(candidates.costs[need] for need in added)
+        needed = candidates.needs[index]
+        added = needed if len(needed) == 1 else needed - kept
+        cost = sum(map(cost_of, added))
         if used + cost <= budget:
             kept |= added
             used += cost

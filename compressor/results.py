@@ -30,6 +30,11 @@ def joined_text(documents: Sequence[Document]) -> str:
     return DOCUMENT_SEPARATOR.join(document.text for document in documents)
 
 
+def text_of(fragments: Sequence[Sequence[Fragment]]) -> str:
+    """Return the text that ``to_part`` makes of fragments, without its spans."""
+    return DOCUMENT_SEPARATOR.join("".join(piece.text for piece in pieces) for pieces in fragments if pieces)
+
+
 def to_part(fragments: Sequence[Sequence[Fragment]]) -> TextPart:
     """Join the fragments of each document, and the documents that kept something by an empty line."""
     joined: list[Fragment] = []
@@ -77,12 +82,19 @@ def _protected(pieces: Sequence[Fragment], source: Document) -> tuple[tuple[int,
     """
     ranges = []
     position = 0
+    # pieces ascend: each range is met once, and let go when a piece begins after it
+    ahead = sorted(enumerate(source.protected), key=lambda item: item[1], reverse=True)
+    met: list[tuple[int, tuple[int, int]]] = []
     for piece in pieces:
-        if piece.span.protected and piece.span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
-            for start, end in source.protected:
-                first, last = max(start, piece.span.start), min(end, piece.span.end)
+        span = piece.span
+        if span.protected and span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
+            while ahead and ahead[-1][1][0] < span.end:
+                met.append(ahead.pop())
+            met = sorted(item for item in met if item[1][1] > span.start)
+            for _, (start, end) in met:
+                first, last = max(start, span.start), min(end, span.end)
                 if first < last:
-                    ranges.append((position + first - piece.span.start, position + last - piece.span.start))
+                    ranges.append((position + first - span.start, position + last - span.start))
         position += len(piece.text)
     return tuple(ranges)
 

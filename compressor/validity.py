@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import itemgetter
+
 from kompakt.compressor.errors import ValidityError
 from kompakt.compressor.parts import CachePart
 from kompakt.compressor.results import fragments_of, joined_text
@@ -73,18 +76,27 @@ def _check_protected(result: Compressed) -> None:
             if survives and span.kind not in (Kind.OMISSION, Kind.SEPARATOR):
                 kept.setdefault(span.document_id, []).append((span.start, span.end))
     for source in result.sources:
+        blocks = _joined(kept.get(source.id or "", []))
         for start, end in source.protected:
-            if not _covers(kept.get(source.id or "", []), start, end):
+            if not _covers(blocks, start, end):
                 raise ValidityError(
                     f"protected characters {start} to {end} of document {source.id!r} would be lost: "
                     f"{source.text[start:end][:60]!r}"
                 )
 
 
-def _covers(ranges: list[tuple[int, int]], start: int, end: int) -> bool:
-    """Tell whether ascending ranges cover ``[start, end)`` without a gap."""
-    position = start
-    for a, b in ranges:
-        if a <= position < b:
-            position = b
-    return position >= end
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ascending ranges where there is no gap between one and the next."""
+    joined: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if joined and joined[-1][0] <= start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return sorted(joined)
+
+
+def _covers(blocks: list[tuple[int, int]], start: int, end: int) -> bool:
+    """Tell whether one of the ascending blocks holds all of ``[start, end)``."""
+    index = bisect_right(blocks, start, key=itemgetter(0)) - 1
+    return start >= end or (index >= 0 and blocks[index][1] >= end)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, Final, Literal
 
 import regex
@@ -23,6 +25,14 @@ _FACT = regex.compile(
     r"(?<!\S)[^\s\p{N}]*+\p{N}\S*|\p{Lu}{2,}|(?i:\b(?:not?|never|none|nor|without|\p{L}+n['\u2019]t)\b)"
 )
 _CAPITALS = regex.compile(r"\b\p{Lu}[\p{L}\p{M}]*")
+
+# the same patterns for plain ASCII, at half the time; white space is spelt out, since \s is more here than there
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_ASCII_FACT = re.compile(
+    r"(?<![^ \t\n\r\f\v])[^ \t\n\r\f\v0-9]*+[0-9][^ \t\n\r\f\v]*"
+    r"|[A-Z]{2,}|(?i:\b(?:not?|never|none|nor|without|[a-z]+n't)\b)"
+)
+_ASCII_CAPITALS = re.compile(r"\b[A-Z][a-zA-Z]*")
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Dedup(ScoringCompressor):
         for index, unit in enumerate(units):
             if index in parents or unit.protected or not _may_repeat(unit):
                 continue
-            words = _WORD.findall(unit.text.casefold())
+            words = _words(unit.text.casefold())
             if len(words) >= self.min_words and seen.has(words, unit.text):
                 found.add(index)
         return frozenset(found)
@@ -82,36 +92,70 @@ def _may_repeat(unit: Unit) -> bool:
     return unit.kind in (Kind.PROSE, Kind.LOG, Kind.TABLE)
 
 
+def _words(folded: str) -> list[str]:
+    return _ASCII_WORD.findall(folded) if folded.isascii() else _WORD.findall(folded)
+
+
 class _Seen:
     """The units met so far, found again by the sequences of words in them."""
 
     def __init__(self, similarity: float) -> None:
         self._similarity = similarity
         self._exact: set[str] = set()
-        self._facts: list[Counter[str]] = []
-        self._postings: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._facts: list[set[tuple[str, int]]] = []
+        self._all_facts: set[tuple[str, int]] = set()
+        self._postings: dict[tuple[str, ...], list[int]] = {}
 
     def has(self, words: Sequence[str], text: str) -> bool:
         """Tell whether the unit repeats an earlier one; if not, remember it."""
         exact = " ".join(text.split())
         if exact in self._exact:
             return True
-        shingles = {tuple(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
-        facts = _facts(text)
-        shared = Counter(unit for shingle in shingles for unit in self._postings.get(shingle, ()))
-        for unit, n_shared in shared.items():
-            if n_shared >= self._similarity * len(shingles) and facts <= self._facts[unit]:
-                return True
+        shingles = _shingles(words)
+        facts = _numbered(_facts(text))
+        # what states something new repeats nothing, however alike its words are
+        if facts <= self._all_facts and self._is_near(shingles, facts):
+            return True
         self._exact.add(exact)
         for shingle in shingles:
-            if len(self._postings[shingle]) < _MAX_POSTINGS:
-                self._postings[shingle].append(len(self._facts))
+            postings = self._postings.get(shingle)
+            if postings is None:
+                self._postings[shingle] = [len(self._facts)]
+            elif len(postings) < _MAX_POSTINGS:
+                postings.append(len(self._facts))
         self._facts.append(facts)
+        self._all_facts |= facts
         return False
 
+    def _is_near(self, shingles: set[tuple[str, ...]], facts: set[tuple[str, int]]) -> bool:
+        known = [postings for postings in map(self._postings.get, shingles) if postings]
+        enough = self._similarity * len(shingles)
+        if len(known) < enough:
+            return False
+        shared = Counter(chain.from_iterable(known))
+        return any(n_shared >= enough and facts <= self._facts[unit] for unit, n_shared in shared.items())
 
-def _facts(text: str) -> Counter[str]:
+
+def _shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """Return the sequences of three words, or all of fewer words as one."""
+    if len(words) <= _SHINGLE:
+        return {tuple(words)}
+    return set(zip(*(words[first:] for first in range(_SHINGLE)), strict=False))
+
+
+def _numbered(facts: Iterable[str]) -> set[tuple[str, int]]:
+    """Return each fact with how often it came before, so that sets compare as bags would, only faster."""
+    before: Counter[str] = Counter()
+    numbered = set()
+    for fact in facts:
+        numbered.add((fact, before[fact]))
+        before[fact] += 1
+    return numbered
+
+
+def _facts(text: str) -> list[str]:
     """Return what a paraphrase must not change: numbers, identifiers, names in mid-sentence, negations."""
-    names = _CAPITALS.findall(text.lstrip()[1:])
-    plain = (fact.strip(".,;:!?()[]\"'").casefold() for fact in _FACT.findall(text))
-    return Counter([*plain, *names])
+    fact, capitals = (_ASCII_FACT, _ASCII_CAPITALS) if text.isascii() else (_FACT, _CAPITALS)
+    names: list[str] = capitals.findall(text.lstrip()[1:])
+    plain = (found.strip(".,;:!?()[]\"'").casefold() for found in fact.findall(text))
+    return [*plain, *names]

@@ -95,10 +95,10 @@ class _Tree:
         """
         found: list[_Piece] = []
         for node in nodes:
-            before = self._before(node)
-            start = self.offset(node.start_byte) - len(before)
-            is_alone = not before.strip() and indent in (None, before)
-            if found and (not is_alone or self._belongs_below(found[-1].nodes[-1], start, indent)):
+            start = self._line_start(node)
+            if found and (
+                not self._is_alone(node, indent) or self._belongs_below(found[-1].nodes[-1], start, indent)
+            ):
                 found[-1].nodes.append(node)
             else:
                 found.append(_Piece(start, [node]))
@@ -108,10 +108,10 @@ class _Tree:
         """Tell whether ``node`` says something about the statement on the line that begins at ``start``."""
         if node.type in _ATTRIBUTES:
             return True
-        before = self._before(node)
-        is_alone = not before.strip() and indent in (None, before)
+        if node.type not in _COMMENTS or not self._is_alone(node, indent):
+            return False
         gap = self.text[self.offset(node.end_byte) : start]
-        return node.type in _COMMENTS and is_alone and gap.count("\n") <= 1 and not gap.strip()
+        return gap.count("\n") <= 1 and not gap.strip()
 
     def add_pieces(self, pieces: Sequence[_Piece], area: Range, context: str, *, parent: int, depth: int) -> None:
         """Add pieces that tile ``area``, each with the lines up to the next."""
@@ -138,10 +138,10 @@ class _Tree:
         if is_python:
             # comments may be indented at will
             members = members[next((i for i, node in enumerate(members) if node.type not in _COMMENTS), 0) :]
-        indent = self._before(members[0])
-        start = self.offset(members[0].start_byte) - len(indent)
+        start = self._line_start(members[0])
         end = self._line_end(self.offset(members[-1].end_byte), area[1])
-        if start <= area[0] or indent.strip() or end <= start:
+        indent = self._indent(members[0])
+        if start <= area[0] or indent is None or end <= start:
             return None
         if not is_python and not self.text[end : self.offset(owner.end_byte)].strip():
             return None
@@ -172,10 +172,23 @@ class _Tree:
         self.units.append(unit)
         return len(self.units) - 1
 
-    def _before(self, node: Node) -> str:
-        """Return what stands on a node's line before it."""
-        position = self.offset(node.start_byte)
-        return self.text[self.text.rfind("\n", 0, position) + 1 : position]
+    def _is_alone(self, node: Node, indent: str | None) -> bool:
+        """Tell whether nothing but ``indent``, or any white space if that is None, stands before a node."""
+        before = self._indent(node)
+        return before is not None and indent in (None, before)
+
+    def _line_start(self, node: Node) -> int:
+        """Return where the line begins on which a node does."""
+        # the parser has counted the bytes: a look back would read all of a file that is one line, once a node
+        return self.offset(node.start_byte - node.start_point.column)
+
+    def _indent(self, node: Node) -> str | None:
+        """Return the white space before a node on its line; None if anything else stands there."""
+        start, position = self._line_start(node), self.offset(node.start_byte)
+        blank = position
+        while blank > start and self.text[blank - 1].isspace():
+            blank -= 1
+        return self.text[start:position] if blank == start else None
 
     def _line_end(self, position: int, limit: int) -> int:
         if self.text[position - 1] == "\n":

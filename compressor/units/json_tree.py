@@ -176,7 +176,7 @@ class _Tree:
         start, end = extent(key, self.offset)
         name = self.text[start + 1 : end - 1]
         path = f"{place.path} {name}" if place.path else name
-        self.value(value, replace(place, path=path, noun=name or "items"))
+        self.value(value, _Place(place.start, path, place.parent, place.depth, name or "items"))
 
     def _string(self, node: Node, place: _Place) -> None:
         start, end = extent(node, self.offset)
@@ -184,9 +184,8 @@ class _Tree:
         readable = _ESCAPE.sub(_unescape, self.text[start + 1 : end - 1])
         cuts = [a for a, _ in split_sentences(readable) if a == 0 or readable[a - 1] != _FILLER]
         cuts = _finer([*cuts, len(readable)], readable)
-        inside = replace(place, parent=index)
         for a, b in pairwise(start + 1 + cut for cut in cuts):
-            self._add(replace(inside, start=a), b, b, b, Layout.FLAT)
+            self._add(_Place(a, place.path, index, place.depth, place.noun), b, b, b, Layout.FLAT)
 
     def _add(self, place: _Place, head_end: int, tail_start: int, end: int, layout: Layout) -> int:
         self.units.append(

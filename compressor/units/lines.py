@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -62,26 +61,32 @@ def _is_tabular(lines: Sequence[str], delimiter: str) -> bool:
 
 def split_lines(text: str, *, document: int, kind: Kind, context: str = "") -> list[Unit]:
     """Cut text into lines; blank ones stay with the line before them."""
-    return _as_units(filled_lines(text), document, kind, context)
+    lines = filled_lines(text)
+    bounds = pairwise(accumulate(map(len, lines), initial=0))
+    return [Unit(document, start, end, kind, line, context) for line, (start, end) in zip(lines, bounds, strict=True)]
 
 
 def split_table(text: str, *, document: int, context: str = "") -> list[Unit]:
     """Cut a table into rows; every row requires the header, without which its cells mean nothing."""
-    rows = _as_units(_join_quoted(filled_lines(text)), document, Kind.TABLE, context)
+    rows = _join_quoted(filled_lines(text))
     header = tuple(range(_header_height(rows)))
-    names = f"{context} {rows[0].text.strip()}".strip() if header else context
+    names = f"{context} {rows[0].strip()}".strip() if header else context
+    bounds = list(pairwise(accumulate(map(len, rows), initial=0)))
     return [
-        row if index in header else replace(row, context=names, requires=header) for index, row in enumerate(rows)
+        Unit(document, start, end, Kind.TABLE, row, context)
+        if index in header
+        else Unit(document, start, end, Kind.TABLE, row, names, requires=header)
+        for index, (row, (start, end)) in enumerate(zip(rows, bounds, strict=True))
     ]
 
 
-def _header_height(rows: Sequence[Unit]) -> int:
+def _header_height(rows: Sequence[str]) -> int:
     """Return how many rows name the columns: two if a rule follows the first, none if that begins with a number."""
-    if len(rows) > 1 and _RULE.fullmatch(rows[1].text):
+    if len(rows) > 1 and _RULE.fullmatch(rows[1]):
         return 2
     if not rows:
         return 0
-    cells = (cell.strip(' "\n') for cell in re.split(r"[|\t,;]", rows[0].text))
+    cells = (cell.strip(' "\n') for cell in re.split(r"[|\t,;]", rows[0]))
     return 0 if _NUMBER.fullmatch(next(filter(None, cells), "")) else 1
 
 
@@ -96,11 +101,6 @@ def _join_quoted(lines: list[str]) -> list[str]:
             joined.append([line])
         is_open ^= line.count('"') % 2 == 1
     return lines if is_open else ["".join(row) for row in joined]
-
-
-def _as_units(lines: Sequence[str], document: int, kind: Kind, context: str) -> list[Unit]:
-    bounds = pairwise(accumulate(map(len, lines), initial=0))
-    return [Unit(document, start, end, kind, line, context) for line, (start, end) in zip(lines, bounds, strict=True)]
 
 
 def _filled(text: str) -> list[str]:

@@ -168,8 +168,10 @@ class _Cutter:
 
     def prose(self, start: int, end: int) -> None:
         """Add running text."""
+        context = self.context
         for a, b in self.splitter(self.text[start:end]):
-            self._add(start + a, start + b)
+            sentence = self.text[start + a : start + b]
+            self.units.append(Unit(self.document, start + a, start + b, Kind.PROSE, sentence, context))
 
     def _add(self, start: int, end: int, kind: Kind = Kind.PROSE, *, inside: Range | None = None) -> None:
         head_end, tail_start = inside or (end, end)

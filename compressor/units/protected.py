@@ -86,6 +86,8 @@ def _mark(unit: Unit, ranges: Sequence[Range], begin: int, text: str) -> list[Un
 
 
 def _renumber(unit: Unit, position: Sequence[int]) -> Unit:
+    if unit.parent is None and not unit.requires:
+        return unit
     return replace(
         unit,
         parent=None if unit.parent is None else position[unit.parent],

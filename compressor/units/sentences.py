@@ -20,6 +20,8 @@ _STRETCH_END: Final = re.compile(r"\n\s*\n|\n(?=[ \t]*(?:[-*+•]|\d{1,3}[.)]|[A
 _FILLED_LINE: Final = re.compile(r"\s*\S[^\n]*\n?(?:[^\S\n]*\n)*(?:[^\S\n]+\Z)?")
 _FIRST_TOKEN: Final = re.compile(r"[>\s]*(\S*)")
 _PLAIN_WORD: Final = re.compile(r"[^\W\d_][^/\\_=<>@|:{}\[\]]*:?")
+_WINDOW: Final = 10_000
+"""Characters of one paragraph that are cut at once: the splitter's time grows with their square."""
 _ASCII_SENTENCE_END: Final = re.compile(r"[.!?][^\w\s]{0,4}\s+\S")
 
 
@@ -44,13 +46,25 @@ def _sentence_starts(flow: str, language: str) -> list[int]:
     """Return where sentences begin in a stretch whose newlines, if any, are those of a wrapped paragraph."""
     if flow.isascii() and not _ASCII_SENTENCE_END.search(flow):
         return []
-    import sentencex
-
     # a newline would count as the end of a sentence
-    boundaries = sentencex.get_sentence_boundaries(language, flow.replace("\n", " "))
-    starts = [boundary["start_index"] for boundary in boundaries]
+    starts = list(_boundaries(flow.replace("\n", " "), language))
     marker = _LIST_MARKER.match(flow)
     return [start for start in starts if marker is None or flow[marker.end() : start].strip()]
+
+
+def _boundaries(line: str, language: str) -> Iterator[int]:
+    """Yield where the sentences of a line begin but for the first, window by window."""
+    import sentencex
+
+    begin = 0
+    while begin < len(line):
+        boundaries = sentencex.get_sentence_boundaries(language, line[begin : begin + _WINDOW])
+        is_last = begin + _WINDOW >= len(line)
+        # what stands near the cut end is read again with what follows
+        limit = _WINDOW if is_last else _WINDOW // 2
+        starts = [start for boundary in boundaries if 0 < (start := boundary["start_index"]) <= limit]
+        yield from (begin + start for start in starts)
+        begin += _WINDOW if is_last else starts[-1] if starts else limit
 
 
 def tile(text: str, cuts: Iterable[int]) -> list[Range]:
@@ -167,10 +181,18 @@ def split_words(text: str) -> list[Range]:
 
     Scripts written without spaces are cut between graphemes, so a base character keeps its marks.
     """
-    pattern = _ASCII_WORD if text.isascii() else _WORD
-    return tile(text, (match.start() for match in pattern.finditer(text)))
+    if not text.isascii():
+        return tile(text, (match.start() for match in _WORD.finditer(text)))
+    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+    if first >= last:
+        return [(0, len(text))] if text else []
+    words = [match.span() for match in _ASCII_WORD.finditer(text, first, last)]
+    words[0] = (0, words[0][1])
+    words[-1] = (words[-1][0], len(text))
+    return words
 
 
 _UNSPACED: Final = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD: Final = regex.compile(rf"(?=[{_UNSPACED}])\X|(?:(?![{_UNSPACED}\s])\X)+")
-_ASCII_WORD: Final = re.compile(r"\S+")
+_ASCII_WORD: Final = re.compile(r"[^\S\n]*\S+(?:\s*\n)?")
+"""A word with the spaces before it and the newlines after it: where ``tile`` cuts, in one pass."""

@@ -9,6 +9,7 @@ from kompakt.compressor.results import (
     fragments_of,
     from_fragments,
     joined_text,
+    text_of,
     to_part,
     traced_back,
     unchanged,
@@ -103,11 +104,36 @@ def test_documents_are_joined_by_an_empty_line_and_empty_ones_left_out():
     assert (result.tokens_before, result.tokens_after, result.n_bytes) == (18, 12, 12)
 
 
+@given(documents(proses), st.data())
+def test_the_text_of_fragments_is_that_of_their_part(sources, data):
+    units = segment(sources)
+    fragments = render(units, data.draw(subsets(units)))
+    assert text_of(fragments) == to_part(fragments).text
+
+
 def test_protected_ranges_move_with_the_text():
     source = Document("Some words before the secret 42 and after", id="a", protected=((29, 31),))
     result = stage([source], lambda units: {n for n, unit in enumerate(units) if unit.protected})
     assert result.text == "42"
     assert result.documents[0].protected == ((0, 2),)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=8), st.data())
+def test_protected_ranges_move_however_they_overlap(pairs, data):
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    ranges = tuple((start, min(start + n, len(text))) for start, n in pairs)
+    units = segment([Document(text, id="a", protected=ranges)], prose=split_words)
+    needed = {n for n, unit in enumerate(units) if unit.protected}
+    kept = needed | data.draw(st.sets(st.integers(0, len(units) - 1)))
+    result = stage(units.documents, lambda _: kept)
+    expected, position = [], 0
+    for piece in render(units, kept)[0]:
+        for start, end in ranges:
+            first, last = max(start, piece.span.start), min(end, piece.span.end)
+            if piece.span.protected and first < last:
+                expected.append((position + first - piece.span.start, position + last - piece.span.start))
+        position += len(piece.text)
+    assert [document.protected for document in result.documents] == ([tuple(expected)] if kept else [])
 
 
 @given(documents())

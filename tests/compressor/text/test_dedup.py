@@ -1,9 +1,12 @@
 """Repeats go; what differs in a number, a name or a negation is no repeat."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import kompakt
 from kompakt import ConfigError, Document, Pipeline
+from kompakt.compressor.text import dedup
 from kompakt.compressor.units.segment import segment
 
 TREATY = "The treaty was signed in 1848 by John Smith in the old city of Paris."
@@ -58,6 +61,33 @@ def test_headings_statements_and_members_of_objects_are_never_repeats():
         Document(data, "3"),
     ]
     assert kompakt.load("dedup").repeats(segment(documents)) == frozenset()
+
+
+@given(st.text(st.sampled_from("aZn't09. \t\n\x1c_-no") | st.characters(max_codepoint=127), max_size=40))
+def test_the_patterns_for_ascii_find_what_the_general_ones_do(text):
+    assert dedup._ASCII_FACT.findall(text) == dedup._FACT.findall(text)
+    assert dedup._ASCII_CAPITALS.findall(text) == dedup._CAPITALS.findall(text)
+    assert dedup._ASCII_WORD.findall(text.casefold()) == dedup._WORD.findall(text.casefold())
+
+
+@given(st.lists(st.lists(st.sampled_from("a b c d e 1 2 Rome not".split()), min_size=5, max_size=9), max_size=12))
+def test_repeats_are_those_of_a_slow_twin(lines):
+    texts = [" ".join(["x", *line]) for line in lines]
+    units = segment([Document(text, id=str(n)) for n, text in enumerate(texts)])
+    found, firsts = set(), []
+    for n, text in enumerate(texts):
+        words = text.casefold().split()
+        own = {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+        facts = sorted(word for word in text.split() if word in ("1", "2", "Rome", "not"))
+        if any(
+            text == other
+            or (len(own & sequences) >= 0.8 * len(own) and all(facts.count(f) <= theirs.count(f) for f in facts))
+            for other, sequences, theirs in firsts
+        ):
+            found.add(n)
+        else:
+            firsts.append((text, own, facts))
+    assert kompakt.load("dedup").repeats(units) == found
 
 
 def test_equal_rows_are_repeats():

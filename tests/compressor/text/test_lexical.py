@@ -1,6 +1,7 @@
 """BM25 over units."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,22 @@ def test_scripts_without_spaces_are_indexed_by_character():
 
 def test_a_query_of_function_words_still_counts():
     assert query_terms("who is it") != []
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcde"), max_size=6), min_size=1, max_size=8),
+    st.lists(st.sampled_from("abcdz"), min_size=1, max_size=4, unique=True),
+)
+def test_bm25_is_that_of_a_slow_twin(corpus, query):
+    average = sum(map(len, corpus)) / len(corpus)
+
+    def score(bag, term):
+        n = bag.count(term)
+        n_with = sum(term in other for other in corpus)
+        rarity = math.log(1 + (len(corpus) - n_with + 0.5) / (n_with + 0.5))
+        return rarity * n / (n + 1.2 * (0.25 + 0.75 * len(bag) / average)) if n else 0.0
+
+    assert bm25(corpus, query) == pytest.approx([sum(score(bag, term) for term in query) for bag in corpus], abs=1e-5)
 
 
 def test_no_match_gives_zero():

@@ -1,5 +1,7 @@
 """Sentences and words tile their text and end where a reader would end them."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +99,17 @@ def test_newlines_inside_wrapped_paragraphs_are_no_boundaries():
     assert len(cut(text.replace("\n", "\r\n"))) == 2
 
 
+@pytest.mark.parametrize("sentence", ["The {} of them met Dr. Smith.", "这是第{}句话。"], ids=["latin", "chinese"])
+def test_a_paragraph_too_long_to_be_cut_at_once_is_cut_at_the_same_places(sentence):
+    sentences = [sentence.format(n) + (" " if sentence.isascii() else "") for n in range(3_000)]
+    assert [part.strip() for part in cut("".join(sentences))] == [part.strip() for part in sentences]
+
+
+def test_a_sentence_longer_than_what_is_cut_at_once_stays_whole():
+    long = "word " * 6_000 + "end."
+    assert [len(part.strip()) for part in cut(f"Short one. {long} Short two.")] == [10, len(long), 10]
+
+
 def test_list_items_end_wrapped_paragraphs():
     items = [f"- {WRAPPED.split('. ')[0]}\n" for _ in range(3)]
     assert cut("".join(items)) == items
@@ -114,6 +127,11 @@ def test_list_items_end_wrapped_paragraphs():
 def test_other_lines_are_not_wrapped(text):
     assert not is_wrapped(text)
     assert cut(text) == lines_of(text)
+
+
+@given(st.text(st.sampled_from("ab.\n\r\t \x1c"), max_size=30))
+def test_ascii_words_are_cut_where_any_cut_at_their_starts_would_move(text):
+    assert split_words(text) == tile(text, (match.start() for match in re.finditer(r"\S+", text)))
 
 
 def test_words_of_scripts_without_spaces_are_graphemes():
