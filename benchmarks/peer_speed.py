@@ -19,15 +19,16 @@ import time
 from pathlib import Path
 
 import torch
-from scorer_speed import pages, texts_of
 
 import kompakt
 from kompakt.compressor.base import Compressor
 from kompakt.compressor.models.tokenizers import load_tokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE / "peers")]
 
-from peers import PEERS, Peer
+from peers import PEERS, Peer  # noqa: E402
+from scorer_speed import pages, texts_of  # noqa: E402
 
 TARGETS = {"llmlingua": 8.0, "selective-context-0.1.4": 6.0}
 MODELS = ("smollm2-135m", "surprisal-lite")

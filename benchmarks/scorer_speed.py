@@ -17,13 +17,13 @@ import argparse
 import gzip
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from limits import matmul_flops
 from scipy.stats import spearmanr
 
 from kompakt.compressor.models.causal_lm import output_layer, tokenize
@@ -31,6 +31,10 @@ from kompakt.compressor.models.noun_chunks import noun_chunks, split_phrases
 from kompakt.compressor.models.scorers import recent_scorer
 from kompakt.compressor.models.self_information import Scorer, self_information
 from kompakt.compressor.text.selective_context import information_recipe, unit_information
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import matmul_flops
 
 FULL, LITE = "smollm2-135m", "surprisal-lite"
 TARGET_OF_LIMIT, TARGET_SPEED, TARGET_SPEARMAN = 0.85, 3.0, 0.95
