@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -86,7 +87,7 @@ def _record(units: Units, index: int) -> dict[str, object]:
     unit = units[index]
     source = units.source(unit)
     if unit.kind is Kind.TABLE:
-        cells = max((next(csv.reader([source.strip().strip("|")], delimiter=d), []) for d in "|\t,;"), key=len)
+        cells = max((_cells(source, delimiter) for delimiter in "|\t,;"), key=len)
         return {str(column): _as_number(cell.strip()) for column, cell in enumerate(cells)}
     is_member = unit.parent is not None and units[unit.parent].layout is Layout.JSON_OBJECT
     try:
@@ -96,6 +97,13 @@ def _record(units: Units, index: int) -> dict[str, object]:
     if is_member:
         value = next(iter(value.values()), None)
     return dict(_columns(value)) if isinstance(value, dict) else {}
+
+
+def _cells(source: str, delimiter: str) -> list[str]:
+    # read with another delimiter than the table's, a quoted cell of several lines is an error
+    with contextlib.suppress(csv.Error):
+        return next(csv.reader([source.strip().strip("|")], delimiter=delimiter), [])
+    return []
 
 
 def _columns(record: Mapping[str, object], path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:

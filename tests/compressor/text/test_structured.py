@@ -8,6 +8,7 @@ import pytest
 import kompakt
 from kompakt import Document
 from kompakt.compressor.text.outliers import is_alarm, outlying_rows, template
+from kompakt.compressor.types import Status
 from kompakt.compressor.units.segment import segment
 
 
@@ -128,3 +129,10 @@ def test_a_tool_result_inside_a_chat_is_cut_and_keeps_its_alarm():
         assert [message["role"] for message in kept] == [message["role"] for message in chat]
         assert "FATAL" in kept[3]["content"]
         assert kept[3]["tool_call_id"] == "c1"
+
+
+def test_a_quoted_cell_of_several_lines_is_read_whatever_the_delimiter():
+    rows = "\n".join(f'{i};"cell {i}\nsecond line";{i * 3}' for i in range(30))
+    result = kompakt.compress(f"id;note;value\n{rows}\n", query="cell 7", keep=0.4, compressor="structured")
+    assert result.outcome.status is Status.COMPRESSED
+    assert "cell 7" in result.text
