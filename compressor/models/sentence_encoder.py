@@ -29,6 +29,8 @@ _TOKENS_PER_BATCH: Final = 2048
 _PADDED_TOKENS_PER_BATCH: Final = 512
 """Of rows with padding: more only adds to it."""
 _TOKENS_PER_GPU_BATCH: Final = 32_768
+_SCHEMA: Final = 2
+"""Raised where the same weights come to give other vectors, be it by rounding."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class SentenceEncoder:
 
     def _recipe(self) -> Recipe[np.ndarray]:
         parameter = next(self.model.parameters())
-        identity = ["embedding", self.fingerprint, self.pooling, str(parameter.dtype), parameter.device.type]
+        identity = ["embedding", _SCHEMA, self.fingerprint, self.pooling, str(parameter.dtype), parameter.device.type]
         return Recipe(identity, self._forward, encode_floats, decode_floats)
 
     def _forward(self, texts: list[str]) -> np.ndarray:
