@@ -59,7 +59,7 @@ def setting() -> Setting:
     """Return what the environment asks for.
 
     Raises:
-        ValueError: If it is none of ``auto``, ``reference`` and ``triton``.
+        ValueError: If it is none of the settings.
     """
     value = os.environ.get(VARIABLE, "") or "auto"
     if value not in get_args(Setting):

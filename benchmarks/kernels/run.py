@@ -141,7 +141,8 @@ def operations(folder: Path) -> list[str]:
 
 
 def settings(device: torch.device) -> list[str]:
-    return [name for name in get_args(Setting) if name != "triton" or device.type == "cuda"]
+    # on a CPU the automatic choice is torch
+    return [name for name in get_args(Setting) if name not in ("torch", "triton") or device.type == "cuda"]
 
 
 @contextmanager

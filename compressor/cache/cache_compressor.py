@@ -26,7 +26,8 @@ from kompakt.compressor.results import fits
 from kompakt.compressor.store.artefacts import as_stored
 from kompakt.compressor.types import Compressed, Outcome, StageTrace, Status
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+"""Raised where the same weights come to give other caches, be it by rounding."""
 _WHERE_IT_RUNS: Final = ("device",)
 
 

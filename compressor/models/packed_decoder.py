@@ -141,7 +141,8 @@ def packed_decoder(body: PreTrainedModel) -> PackedDecoder | None:
     Returns:
         None for a decoder that cannot be packed, or that would not give the same.
     """
-    state = tuple((parameter.data_ptr(), parameter._version) for parameter in body.parameters())
+    # tensors that were made for inference alone count no versions
+    state = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in body.parameters())
     with _LOCK:
         made = _MADE.get(body)
         if made is None or made[0] != state:

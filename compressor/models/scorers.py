@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from kompakt.compressor.errors import MissingExtraError
 from kompakt.compressor.models.causal_lm import recent_causal_lm
 from kompakt.compressor.models.locate import model_path, recent_fingerprint
 from kompakt.compressor.models.self_information import Scorer, language_model_scorer
@@ -28,6 +29,8 @@ def recent_scorer(name_or_path: str | os.PathLike[str]) -> Scorer:
     folder = model_path(name_or_path)
     if not (folder / SETTINGS_FILE).is_file():
         return language_model_scorer(recent_causal_lm(name_or_path))
-    from kompakt.compressor.models.surprisal_lite import load_surprisal_lite
-
+    try:
+        from kompakt.compressor.models.surprisal_lite import load_surprisal_lite
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("a local language model", "local") from error
     return load_surprisal_lite(folder.absolute(), recent_fingerprint(folder))

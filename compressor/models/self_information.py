@@ -184,7 +184,7 @@ def self_information(
     rows = rows_of([len(ids) for ids in arrays], window=window, overlap=overlap, longest=scorer.longest)
     results = [np.empty(len(ids), dtype=np.float32) for ids in arrays]
     limit = _limit(scorer.lm)
-    lengths = [len(row) for row in rows]
+    lengths = [len(row) + scorer.reads_targets for row in rows]
     if scorer.packed is None:
         batches = equal_width_batches(lengths, longest=scorer.lm.context_length, max_tokens=limit.tokens)
     else:
@@ -259,7 +259,8 @@ def check_output_layer(lm: CausalLM) -> None:
     with torch.inference_mode():
         ids = torch.full((1, 4), lm.prefix_id, device=lm.device)
         whole = lm.model(ids, use_cache=False).logits.float()
-        parts = output_layer(lm.model)(_hidden(lm, ids)).float()
+        head = output_layer(lm.model)
+        parts = torch.nn.functional.linear(_hidden(lm, ids), head.weight, getattr(head, "bias", None)).float()
     if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=0.02, atol=0.05):
         kind = lm.model.config.model_type
         raise ModelError(

@@ -30,5 +30,5 @@ def _unset_memory_is_nan():
 @pytest.fixture(params=["torch", "triton"])
 def implementation(request, monkeypatch):
     """Run a test once in plain torch and once in Triton."""
-    monkeypatch.setenv("KOMPAKT_KERNELS", "triton" if request.param == "triton" else "auto")
+    monkeypatch.setenv("KOMPAKT_KERNELS", request.param)
     return request.param
