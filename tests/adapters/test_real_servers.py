@@ -215,7 +215,7 @@ def test_a_chain_of_langchain(llama, pipeline):
 
     store = InMemoryVectorStore(MiniLM())
     store.add_texts(sections(), metadatas=[{"section": n} for n in range(len(sections()))])
-    compressor = KompaktCompressor(pipeline=pipeline, max_tokens=150)
+    compressor = KompaktCompressor(pipeline=pipeline, max_tokens=100)
     retriever = retrievers.ContextualCompressionRetriever(
         base_compressor=compressor, base_retriever=store.as_retriever(search_kwargs={"k": 4})
     )
@@ -268,7 +268,7 @@ def test_a_query_engine_of_llamaindex(llama, pipeline):
         llm=Llama(),
         text_qa_template=PromptTemplate("Answer from the context.\n\nContext:\n{context_str}\n\n{query_str}"),
         similarity_top_k=4,
-        node_postprocessors=[KompaktPostprocessor(pipeline=pipeline, max_tokens=150)],
+        node_postprocessors=[KompaktPostprocessor(pipeline=pipeline, max_tokens=100)],
     )
     answer = engine.query(QUESTION)
     client.close()
@@ -291,7 +291,7 @@ def test_a_pipeline_of_haystack(llama, pipeline):
     store.write_documents([haystack.Document(content=text) for text in sections()])
     made = haystack.Pipeline()
     made.add_component("retriever", InMemoryBM25Retriever(store, top_k=4))
-    made.add_component("compressor", KompaktCompressor(pipeline=pipeline, max_tokens=150))
+    made.add_component("compressor", KompaktCompressor(pipeline=pipeline, max_tokens=100))
     template = (
         "Answer from the context.\n\nContext:\n{% for d in documents %}{{ d.content }}\n{% endfor %}\n\n{{ query }}"
     )

@@ -1,13 +1,9 @@
-"""Kernels run in Triton's interpreter where there is no GPU, and memory that they leave unset is NaN."""
+"""Every operation runs in torch and in Triton, and memory that it leaves unset is NaN."""
 
 import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # read when a kernel is defined
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # without a choice, its compiler warns that it makes one
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
