@@ -18,8 +18,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import statistics
-import time
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +30,10 @@ from kompakt.compressor.models.causal_lm import load_causal_lm, tokenize
 from kompakt.compressor.soft.decoder import body_of, embed, hidden_states
 from kompakt.compressor.soft.lora import Lora, with_adapter
 from kompakt.compressor.units.sentences import split_sentences
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from timing import medians
 
 TARGET = 1.7
 BATCHES = (8, 32)
@@ -64,17 +67,6 @@ def padded(body: PreTrainedModel, rows: Sequence[torch.Tensor], size: int) -> li
         output = body(inputs_embeds=pad_sequence(list(batch), batch_first=True), attention_mask=mask, use_cache=False)
         states += [state[: len(row)] for state, row in zip(output.last_hidden_state, batch, strict=True)]
     return states
-
-
-def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if repeat:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(several) for name, several in times.items()}
 
 
 def compare(kind: str, body: PreTrainedModel, rows: list[torch.Tensor], repeats: int) -> None:

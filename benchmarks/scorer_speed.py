@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from kompakt.compressor.text.selective_context import information_recipe, unit_i
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import matmul_flops
+from timing import medians
 
 FULL, LITE = "smollm2-135m", "surprisal-lite"
 TARGET_OF_LIMIT, TARGET_SPEED, TARGET_SPEARMAN = 0.85, 3.0, 0.95
@@ -71,17 +70,6 @@ def bare(scorer: Scorer, ids: np.ndarray, window: int) -> None:
         for row in torch.from_numpy(ids)[None].split(window, dim=1):
             logits = scorer.lm.model(row, use_cache=False).logits[0].float()
             logits.log_softmax(dim=-1).gather(1, row[0][:, None]).sum().item()
-
-
-def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if repeat:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(several) for name, several in times.items()}
 
 
 def flops_of_products(scorer: Scorer) -> float:

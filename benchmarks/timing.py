@@ -34,6 +34,18 @@ class Timing:
         return cls(median, (max(samples) - min(samples)) / median)
 
 
+def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of calls that take turns, after one turn that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if repeat:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(several) for name, several in times.items()}
+
+
 def timed(call: Callable[[], object], device: torch.device, repeats: int = 5) -> Timing:
     n = calls_per_block(call, device)
     return Timing.of([block(call, n, device) for _ in range(repeats)])
