@@ -1,4 +1,4 @@
-"""Batches whose results do not depend on what else is in them."""
+"""Batches whose results do not depend on what else is in them, but for how products of packed rows are rounded."""
 
 from __future__ import annotations
 

@@ -100,6 +100,8 @@ class SentenceEncoder:
     def _pooled(self, encodings: Sequence[Encoding], device: torch.device) -> torch.Tensor:
         import torch
 
+        from kompakt.kernels.segment_pooling import segment_mean, segment_offsets
+
         if self.packed is None:
             return self._pooled_with_padding(encodings, device)
         lengths = [len(encoding) for encoding in encodings]
@@ -108,8 +110,7 @@ class SentenceEncoder:
         counts = torch.tensor(lengths, device=device)
         if self.pooling == "cls":
             return hidden[counts.cumsum(0) - counts]
-        owners = torch.repeat_interleave(counts)
-        return hidden.new_zeros(len(lengths), hidden.shape[1]).index_add_(0, owners, hidden) / counts[:, None]
+        return segment_mean(hidden, segment_offsets(lengths))
 
     def _pooled_with_padding(self, encodings: Sequence[Encoding], device: torch.device) -> torch.Tensor:
         import torch
